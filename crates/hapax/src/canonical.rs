@@ -1,0 +1,605 @@
+//! Params as bytes: RFC 8785 canonical JSON, its SHA-256, and the choice of
+//! the params that identify an action.
+//!
+//! Invariant: two params have the same canonical form exactly when they are the
+//! same JSON value by RFC 8785; a number that the form would round is an error,
+//! never a rounded hash.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Number, Value};
+use sha2::{Digest, Sha256};
+
+/// The largest text that [`parse_params`] takes: 1 MiB.
+pub const MAX_PARAMS_BYTES: usize = 1 << 20;
+
+/// Why params have no canonical form.
+#[derive(thiserror::Error, Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ParamsError {
+    /// An integer that a double cannot hold exactly.
+    #[error(
+        "the params hold the integer {literal}, which JSON readers round (RFC 8785 numbers are doubles): send it as a string"
+    )]
+    InexactInteger {
+        /// The integer.
+        literal: String,
+    },
+    /// The text is not JSON, or the value has no JSON form.
+    #[error("the params are not JSON: {message}")]
+    NotJson {
+        /// What the reader said.
+        message: String,
+    },
+    /// An object has two members of one name.
+    #[error(
+        "the params have the member {name:?} twice in one object: JSON readers disagree which one counts, so leave one out"
+    )]
+    DuplicateKey {
+        /// The name.
+        name: String,
+    },
+    /// The text is too large.
+    #[error(
+        "the params are {bytes} bytes and the limit is {limit}: keep the bulk elsewhere and send its hash or its address"
+    )]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A JSON pointer is not one.
+    #[error("{pointer:?} is not a JSON pointer (RFC 6901): write /name or /name/0, with ~0 for ~ and ~1 for /")]
+    BadPointer {
+        /// What was given.
+        pointer: String,
+    },
+    /// A fingerprint is not one.
+    #[error("{text:?} is not a fingerprint: give 64 hexadecimal digits")]
+    BadFingerprint {
+        /// What was given.
+        text: String,
+    },
+}
+
+/// The RFC 8785 text of `params`.
+///
+/// ```
+/// use serde_json::json;
+/// let text = hapax::canonical_json(&json!({"b": 1.0, "a": [1e21, "é"]}))?;
+/// assert_eq!(text, r#"{"a":[1e+21,"é"],"b":1}"#);
+/// # Ok::<(), hapax::ParamsError>(())
+/// ```
+///
+/// # Errors
+/// [`ParamsError::InexactInteger`].
+pub fn canonical_json(params: &Value) -> Result<String, ParamsError> {
+    let mut text = String::with_capacity(256);
+    write_value(params, &mut text)?;
+    Ok(text)
+}
+
+fn write_value(value: &Value, out: &mut String) -> Result<(), ParamsError> {
+    match value {
+        Value::Null => out.push_str("null"),
+        Value::Bool(true) => out.push_str("true"),
+        Value::Bool(false) => out.push_str("false"),
+        Value::Number(n) => write_number(n, out)?,
+        Value::String(s) => write_string(s, out),
+        Value::Array(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                write_value(item, out)?;
+            }
+            out.push(']');
+        }
+        Value::Object(members) => {
+            let mut sorted: Vec<(&String, &Value)> = members.iter().collect();
+            // RFC 8785 §3.2.3 sorts by UTF-16 units; they order as bytes do unless
+            // a name has a character beyond the BMP.
+            sorted.sort_unstable_by(|(a, _), (b, _)| {
+                if a.is_ascii() && b.is_ascii() { a.cmp(b) } else { a.encode_utf16().cmp(b.encode_utf16()) }
+            });
+            out.push('{');
+            for (i, (name, value)) in sorted.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                write_string(name, out);
+                out.push(':');
+                write_value(value, out)?;
+            }
+            out.push('}');
+        }
+    }
+    Ok(())
+}
+
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // the casts are the question
+fn write_number(n: &Number, out: &mut String) -> Result<(), ParamsError> {
+    let inexact = || ParamsError::InexactInteger { literal: n.to_string() };
+    let double = if let Some(u) = n.as_u64() {
+        let double = u as f64;
+        // 2^64 itself is out of u64's range and would saturate into equality.
+        if double >= 18_446_744_073_709_551_616.0 || double as u64 != u {
+            return Err(inexact());
+        }
+        double
+    } else if let Some(i) = n.as_i64() {
+        let double = i as f64;
+        if double as i64 != i {
+            return Err(inexact());
+        }
+        double
+    } else {
+        n.as_f64().ok_or_else(inexact)?
+    };
+    // ECMAScript's Number::toString, which RFC 8785 §3.2.2.3 prescribes; minus zero is 0 there.
+    let mut buffer = ryu_js::Buffer::new();
+    out.push_str(buffer.format_finite(double));
+    Ok(())
+}
+
+fn write_string(s: &str, out: &mut String) {
+    const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    out.push('"');
+    let mut rest = s;
+    while let Some(at) = rest.bytes().position(|b| b < 0x20 || b == b'"' || b == b'\\') {
+        // All of these are ASCII, so `at` and `at + 1` are character boundaries.
+        let (plain, tail) = rest.split_at(at);
+        out.push_str(plain);
+        let special = tail.bytes().next().unwrap_or(b'"');
+        match special {
+            b'"' => out.push_str("\\\""),
+            b'\\' => out.push_str("\\\\"),
+            0x08 => out.push_str("\\b"),
+            b'\t' => out.push_str("\\t"),
+            b'\n' => out.push_str("\\n"),
+            0x0c => out.push_str("\\f"),
+            b'\r' => out.push_str("\\r"),
+            other => {
+                out.push_str("\\u00");
+                for nibble in [other >> 4, other & 15] {
+                    out.push(HEX.get(usize::from(nibble)).copied().unwrap_or('0'));
+                }
+            }
+        }
+        rest = tail.get(1..).unwrap_or("");
+    }
+    out.push_str(rest);
+    out.push('"');
+}
+
+/// Reads params from JSON text, more strictly than most readers: no integer
+/// that would be rounded, no member twice, at most [`MAX_PARAMS_BYTES`].
+///
+/// # Errors
+/// See [`ParamsError`].
+pub fn parse_params(text: &str) -> Result<Value, ParamsError> {
+    if text.len() > MAX_PARAMS_BYTES {
+        return Err(ParamsError::TooLarge { bytes: text.len(), limit: MAX_PARAMS_BYTES });
+    }
+    let mut twice = None;
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let value = Strict { twice: &mut twice }.deserialize(&mut reader).and_then(|v| reader.end().map(|()| v));
+    if let Some(name) = twice {
+        return Err(ParamsError::DuplicateKey { name });
+    }
+    let value = value.map_err(|e| ParamsError::NotJson { message: e.to_string() })?;
+    check_integers(text)?;
+    Ok(value)
+}
+
+/// A reader that refuses a member's second coming.
+struct Strict<'a> {
+    twice: &'a mut Option<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
+    fn deserialize<D: serde::Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
+    type Value = Value;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, b: bool) -> Result<Value, E> {
+        Ok(Value::Bool(b))
+    }
+    fn visit_u64<E>(self, n: u64) -> Result<Value, E> {
+        Ok(n.into())
+    }
+    fn visit_i64<E>(self, n: i64) -> Result<Value, E> {
+        Ok(n.into())
+    }
+    fn visit_f64<E>(self, n: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(n).map_or(Value::Null, Value::Number))
+    }
+    fn visit_str<E>(self, s: &str) -> Result<Value, E> {
+        Ok(Value::String(s.into()))
+    }
+    fn visit_string<E>(self, s: String) -> Result<Value, E> {
+        Ok(Value::String(s))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(Strict { twice: &mut *self.twice })? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut members = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let value = map.next_value_seed(Strict { twice: &mut *self.twice })?;
+            if members.contains_key(&name) {
+                *self.twice = Some(name);
+                return Err(serde::de::Error::custom("a member stands twice"));
+            }
+            members.insert(name, value);
+        }
+        Ok(Value::Object(members))
+    }
+}
+
+/// Refuses integer literals that the reader rounded: beyond 64 bits it makes
+/// doubles of them without a word. `text` is valid JSON.
+fn check_integers(text: &str) -> Result<(), ParamsError> {
+    let mut bytes = text.bytes().enumerate().peekable();
+    let mut in_string = false;
+    while let Some((start, b)) = bytes.next() {
+        match b {
+            b'\\' if in_string => {
+                bytes.next();
+            }
+            b'"' => in_string = !in_string,
+            b'-' | b'0'..=b'9' if !in_string => {
+                let mut end = start + 1;
+                while let Some((at, _)) =
+                    bytes.next_if(|(_, b)| matches!(b, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'))
+                {
+                    end = at + 1;
+                }
+                let literal = text.get(start..end).unwrap_or("");
+                let digits = literal.trim_start_matches('-');
+                // Fifteen digits always fit into a double.
+                if digits.len() > 15 && digits.bytes().all(|b| b.is_ascii_digit()) && !is_exact(digits) {
+                    return Err(ParamsError::InexactInteger { literal: literal.into() });
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a double holds this integer exactly: `{:.0}` prints a double's exact value.
+fn is_exact(digits: &str) -> bool {
+    digits.parse::<f64>().is_ok_and(|double| double.is_finite() && format!("{double:.0}") == digits)
+}
+
+/// Whether two params are the same to hapax: `1`, `1.0` and `1e0` are, whatever
+/// the order of members. Params without a canonical form are compared as they are.
+#[doc(alias = "paramsAreEquivalent")]
+#[must_use]
+pub fn params_are_equivalent(a: &Value, b: &Value) -> bool {
+    match (canonical_json(a), canonical_json(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        (Err(_), Err(_)) => a == b,
+        _ => false,
+    }
+}
+
+/// The full SHA-256 of the canonical params.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// The fingerprint of these params.
+    ///
+    /// # Errors
+    /// [`ParamsError::InexactInteger`].
+    pub fn of(params: &Value) -> Result<Self, ParamsError> {
+        Ok(Self(Sha256::digest(canonical_json(params)?.as_bytes()).into()))
+    }
+
+    /// Its 32 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The fingerprint that has these 32 bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its first 16 hexadecimal digits: what a key holds of it.
+    #[must_use]
+    pub fn short(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(16);
+        text
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = ParamsError;
+    fn from_str(text: &str) -> Result<Self, ParamsError> {
+        let bad = || ParamsError::BadFingerprint { text: text.chars().take(80).collect() };
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(bad());
+        }
+        let mut bytes = [0; 32];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            let pair =
+                text.get(2 * i..2 * i + 2).filter(|p| p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(bad)?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| bad())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl Serialize for Fingerprint {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Cow::<'_, str>::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Which params identify an action.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Identity {
+    /// All of them.
+    #[default]
+    All,
+    /// Only what these JSON pointers point at, each in its place; what a pointer
+    /// does not find contributes nothing.
+    Include(Vec<String>),
+    /// All but what these JSON pointers point at.
+    Exclude(Vec<String>),
+}
+
+impl Identity {
+    /// Only what these JSON pointers (RFC 6901) point at.
+    ///
+    /// # Errors
+    /// [`ParamsError::BadPointer`].
+    pub fn include<S: Into<String>>(pointers: impl IntoIterator<Item = S>) -> Result<Self, ParamsError> {
+        valid(pointers).map(Self::Include)
+    }
+
+    /// All but what these JSON pointers (RFC 6901) point at, for example `/timestamp`.
+    ///
+    /// # Errors
+    /// [`ParamsError::BadPointer`].
+    pub fn exclude<S: Into<String>>(pointers: impl IntoIterator<Item = S>) -> Result<Self, ParamsError> {
+        valid(pointers).map(Self::Exclude)
+    }
+
+    /// The params that identify the action.
+    ///
+    /// Elements of an array keep their order; excluding one, or including some,
+    /// closes the gap. An object or array of which nothing is included is empty.
+    #[must_use]
+    pub fn select<'a>(&self, params: &'a Value) -> Cow<'a, Value> {
+        match self {
+            Self::All => Cow::Borrowed(params),
+            Self::Exclude(pointers) => {
+                let paths: Vec<Vec<String>> = pointers.iter().map(|p| tokens(p)).collect();
+                Cow::Owned(exclude(params, &paths.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+            }
+            Self::Include(pointers) => {
+                let paths: Vec<Vec<String>> = pointers.iter().map(|p| tokens(p)).collect();
+                Cow::Owned(include(params, &paths.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+            }
+        }
+    }
+}
+
+fn valid<S: Into<String>>(pointers: impl IntoIterator<Item = S>) -> Result<Vec<String>, ParamsError> {
+    pointers
+        .into_iter()
+        .map(|p| {
+            let pointer = p.into();
+            let escapes = pointer.split('~').skip(1).all(|tail| tail.starts_with('0') || tail.starts_with('1'));
+            let rooted = pointer.is_empty() || pointer.starts_with('/');
+            if rooted && escapes { Ok(pointer) } else { Err(ParamsError::BadPointer { pointer }) }
+        })
+        .collect()
+}
+
+fn tokens(pointer: &str) -> Vec<String> {
+    pointer.split('/').skip(1).map(|t| t.replace("~1", "/").replace("~0", "~")).collect()
+}
+
+/// The paths below the member `name`, and whether one of them ends there.
+fn below<'a>(paths: &[&'a [String]], name: &str) -> (Vec<&'a [String]>, bool) {
+    let deeper: Vec<&[String]> = paths
+        .iter()
+        .filter_map(|p| p.split_first().filter(|(first, _)| *first == name).map(|(_, rest)| rest))
+        .collect();
+    let ends = deeper.iter().any(|p| p.is_empty());
+    (deeper, ends)
+}
+
+fn exclude(value: &Value, paths: &[&[String]]) -> Value {
+    if paths.is_empty() {
+        return value.clone();
+    }
+    if paths.iter().any(|p| p.is_empty()) {
+        return Value::Null;
+    }
+    let keep = |name: &str, child: &Value| {
+        let (deeper, ends) = below(paths, name);
+        (!ends).then(|| exclude(child, &deeper))
+    };
+    match value {
+        Value::Object(members) => Value::Object(
+            members.iter().filter_map(|(name, child)| keep(name, child).map(|c| (name.clone(), c))).collect(),
+        ),
+        Value::Array(items) => {
+            Value::Array(items.iter().enumerate().filter_map(|(i, child)| keep(&i.to_string(), child)).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+fn include(value: &Value, paths: &[&[String]]) -> Value {
+    if paths.iter().any(|p| p.is_empty()) {
+        return value.clone();
+    }
+    let keep = |name: &str, child: &Value| {
+        let (deeper, ends) = below(paths, name);
+        // A path that goes on below something without members finds nothing there.
+        (ends || (!deeper.is_empty() && (child.is_object() || child.is_array()))).then(|| include(child, &deeper))
+    };
+    match value {
+        Value::Object(members) => Value::Object(
+            members.iter().filter_map(|(name, child)| keep(name, child).map(|c| (name.clone(), c))).collect(),
+        ),
+        Value::Array(items) => {
+            Value::Array(items.iter().enumerate().filter_map(|(i, child)| keep(&i.to_string(), child)).collect())
+        }
+        _ => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_integer_that_a_double_would_round_is_an_error_not_a_hash() {
+        for text in [
+            "9007199254740993",
+            "-9007199254740993",
+            "18446744073709551615",
+            "123456789012345678901234567890",
+            "[{\"a\":9007199254740993}]",
+        ] {
+            let seen = parse_params(text).and_then(|v| canonical_json(&v));
+            assert!(matches!(seen, Err(ParamsError::InexactInteger { .. })), "{text}: {seen:?}");
+        }
+        for (text, canonical) in [
+            ("9007199254740992", "9007199254740992"),
+            ("1152921504606846976", "1152921504606847000"),
+            ("1e21", "1e+21"),
+            ("\"9007199254740993\"", "\"9007199254740993\""),
+        ] {
+            assert_eq!(parse_params(text).and_then(|v| canonical_json(&v)).as_deref(), Ok(canonical));
+        }
+        assert!(canonical_json(&json!(u64::MAX)).is_err());
+        assert!(canonical_json(&json!(i64::MIN)).is_ok());
+        assert!(canonical_json(&json!(i64::MAX)).is_err());
+    }
+
+    #[test]
+    fn a_member_that_stands_twice_is_named() {
+        assert_eq!(parse_params(r#"{"a":{"b":1,"b":1}}"#), Err(ParamsError::DuplicateKey { name: "b".into() }));
+    }
+
+    #[test]
+    fn bad_text_is_refused_with_a_reason() {
+        for text in ["", "{", "[1,]", "nul", "1 2", "\"\\ud800\""] {
+            assert!(matches!(parse_params(text), Err(ParamsError::NotJson { .. })), "{text}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(parse_params(&deep).is_err());
+        assert!(matches!(parse_params(&" ".repeat(MAX_PARAMS_BYTES + 1)), Err(ParamsError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn numbers_are_written_as_rfc_8785_appendix_b_has_them() {
+        for (bits, text) in [
+            (0x0000_0000_0000_0000_u64, "0"),
+            (0x8000_0000_0000_0000, "0"),
+            (0x0000_0000_0000_0001, "5e-324"),
+            (0x8000_0000_0000_0001, "-5e-324"),
+            (0x7fef_ffff_ffff_ffff, "1.7976931348623157e+308"),
+            (0xffef_ffff_ffff_ffff, "-1.7976931348623157e+308"),
+            (0x4340_0000_0000_0000, "9007199254740992"),
+            (0xc340_0000_0000_0000, "-9007199254740992"),
+            (0x4430_0000_0000_0000, "295147905179352830000"),
+            (0x44b5_2d02_c7e1_4af5, "9.999999999999997e+22"),
+            (0x44b5_2d02_c7e1_4af6, "1e+23"),
+            (0x44b5_2d02_c7e1_4af7, "1.0000000000000001e+23"),
+            (0x444b_1ae4_d6e2_ef4e, "999999999999999700000"),
+            (0x444b_1ae4_d6e2_ef4f, "999999999999999900000"),
+            (0x444b_1ae4_d6e2_ef50, "1e+21"),
+            (0x3eb0_c6f7_a0b5_ed8c, "9.999999999999997e-7"),
+            (0x3eb0_c6f7_a0b5_ed8d, "0.000001"),
+            (0x41b3_de43_5555_5553, "333333333.3333332"),
+            (0x41b3_de43_5555_5554, "333333333.33333325"),
+            (0x41b3_de43_5555_5555, "333333333.3333333"),
+            (0x41b3_de43_5555_5556, "333333333.3333334"),
+            (0x41b3_de43_5555_5557, "333333333.33333343"),
+            (0xbecb_f647_612f_3696, "-0.0000033333333333333333"),
+            (0x4314_3ff3_c1cb_0959, "1424953923781206.2"),
+        ] {
+            assert_eq!(canonical_json(&json!(f64::from_bits(bits))).as_deref(), Ok(text), "{bits:x}");
+        }
+    }
+
+    #[test]
+    fn identity_leaves_out_or_picks_by_pointer() -> Result<(), ParamsError> {
+        let params = json!({"a": 1, "t": 2, "list": [10, 11, 12], "deep": {"x": 1, "y": 2}, "s~/": 3});
+        let without = Identity::exclude(["/t", "/list/1", "/deep/y", "/s~0~1", "/not/there"])?;
+        assert_eq!(*without.select(&params), json!({"a": 1, "list": [10, 12], "deep": {"x": 1}}));
+        let only = Identity::include(["/a", "/list/2", "/deep/x", "/a/below", "/gone"])?;
+        assert_eq!(*only.select(&params), json!({"a": 1, "list": [12], "deep": {"x": 1}}));
+        assert_eq!(*Identity::include(["/gone"])?.select(&params), json!({}));
+        assert!(Identity::exclude(["t"]).is_err() && Identity::exclude(["/~2"]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_fingerprint_reads_back_from_its_text() {
+        let print = Fingerprint::of(&json!({"name": "Task", "id": 123}));
+        assert_eq!(print.as_ref().map(Fingerprint::short).as_deref(), Ok("1557ebfc75da3109"));
+        assert_eq!(print.clone().and_then(|p| p.to_string().parse()), print);
+        assert!("zz".parse::<Fingerprint>().is_err() && "+1".repeat(32).parse::<Fingerprint>().is_err());
+    }
+
+    #[test]
+    fn equal_numbers_are_equivalent_and_array_order_matters() {
+        let parse = |t: &str| parse_params(t).unwrap_or_default();
+        assert!(params_are_equivalent(&parse(r#"{"a":1,"b":2}"#), &parse(r#"{"b":2.0,"a":1e0}"#)));
+        assert!(!params_are_equivalent(&parse("[1,2]"), &parse("[2,1]")));
+    }
+}

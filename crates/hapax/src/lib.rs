@@ -1,0 +1,38 @@
+//! # hapax
+//!
+//! Actions with side effects run once, however often they are retried, and
+//! every retry gets the recorded result.
+#![forbid(unsafe_code)]
+
+mod action;
+mod background;
+pub mod blocking;
+mod canonical;
+mod claim;
+mod config;
+mod error;
+mod execute;
+mod flight;
+mod key;
+mod manager;
+mod policy;
+mod recent;
+mod record;
+mod stats;
+pub mod store;
+mod time;
+
+pub use action::Action;
+pub use canonical::{
+    Fingerprint, Identity, MAX_PARAMS_BYTES, ParamsError, canonical_json, params_are_equivalent, parse_params,
+};
+pub use claim::{Claim, Claimed, Context};
+pub use config::{Builder, Config, PolicyRule};
+pub use error::{ActionError, Error, Unrecorded};
+pub use execute::{Outcome, Source};
+pub use key::{Key, KeyError, KeyParts};
+pub use manager::{Hapax, Shutdown};
+pub use policy::{Doubt, ErrorClass, InFlight, KeepParams, OnDoubt, Policy, PolicyPatch, Verdict, Verifier};
+pub use record::{AttemptId, Json, Owner, Record, State};
+pub use stats::{Info, Stats};
+pub use time::{Clock, ManualClock, SystemClock, Timestamp, Ttl};

@@ -1,0 +1,663 @@
+//! The manager: a cheap handle over the store, the memory of recent results,
+//! the flights of this process and the background thread.
+//!
+//! This file holds everything that is not the running of actions (see
+//! `execute`): the manual control, queries, statistics, cleanup, configuration
+//! and shutdown.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
+
+use crate::background::{Background, Leases};
+use crate::config::{Builder, Config, WaitHook};
+use crate::flight::Flights;
+use crate::recent::Recent;
+use crate::stats::{Gauges, Info, Stats, bump};
+use crate::store::{Capacity, Counters, Filter, MAX_PAGE, Mark, Marked, Page, Removed, Settled, Settlement, Store};
+use crate::{AttemptId, Clock, Error, Fingerprint, Json, Key, Owner, Record, State, SystemClock, Timestamp, Ttl};
+
+/// The idempotency manager. A cheap clone of a handle: clone it into every task.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+/// use hapax::{Action, ActionError, Hapax};
+/// use serde_json::json;
+///
+/// let hapax = Hapax::open("memory:").await?;
+/// let action = Action::new("create_task", "trello").signal("signal-123").params(json!({"name": "Task"}));
+///
+/// let first = hapax.execute(&action, |context| async move {
+///     // Pass `context.key()` on to the target, then do the thing, once.
+///     Ok("card-1".to_string())
+/// }).await?;
+/// let again = hapax.execute(&action, |_| async { Ok("never runs".to_string()) }).await?;
+/// assert_eq!((first.value.as_str(), first.is_replay()), ("card-1", false));
+/// assert_eq!((again.value.as_str(), again.is_replay()), ("card-1", true));
+/// # Ok::<(), hapax::Error>(()) }).map_err(|e| e.to_string())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Hapax {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Hapax {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hapax").field("store", &self.inner.store.location()).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) store: Arc<dyn Store>,
+    owns_store: bool,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) owner: Arc<Owner>,
+    // Read on every call, written by `configure` alone.
+    pub(crate) config: RwLock<Arc<Config>>,
+    /// Whether any rule or the policy chooses params: when not, a call's key
+    /// needs no look at the configuration.
+    pub(crate) identity_varies: AtomicBool,
+    pub(crate) recent: Recent,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) leases: Leases,
+    pub(crate) gauges: Gauges,
+    pub(crate) background: Background,
+    pub(crate) on_wait: Option<WaitHook>,
+    in_flight: AtomicUsize,
+    closing: AtomicBool,
+    drained: tokio::sync::Notify,
+    next_cleanup: Mutex<Option<Instant>>,
+    eviction_warned: Mutex<Option<Instant>>,
+    /// Sums that a failed flush could not deliver.
+    undelivered: Mutex<(Counters, Vec<(Key, u64)>)>,
+}
+
+/// How a shutdown went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Shutdown {
+    /// Attempts that still ran when the time was up. They go on until the
+    /// process ends; their keys are in doubt then.
+    pub unfinished: usize,
+}
+
+/// Records swept in one step, so that no step holds the store for long.
+const SWEEP_BATCH: usize = 1_000;
+
+/// The most keys that [`Hapax::keys`] returns.
+const MAX_KEYS: usize = 1_000_000;
+
+/// A fingerprint that fits any params: of records marked by key alone.
+pub(crate) fn unknown_fingerprint() -> Fingerprint {
+    Fingerprint::from_bytes([0; 32])
+}
+
+pub(crate) fn fits(recorded: &Fingerprint, given: &Fingerprint) -> bool {
+    recorded == given || *recorded == unknown_fingerprint()
+}
+
+impl Hapax {
+    /// A manager with the default configuration on the store at `url`:
+    /// `memory:` or `sqlite:PATH`.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when it cannot be opened.
+    pub async fn open(url: &str) -> Result<Self, Error> {
+        Self::builder().store_url(url).build().await
+    }
+
+    /// A manager to be configured.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    pub(crate) fn start(builder: Builder, store: Arc<dyn Store>, owns_store: bool) -> Result<Self, Error> {
+        let Builder { config, on_wait, .. } = builder;
+        let (background, starter) = Background::start()?;
+        let owner = Owner {
+            host: gethostname::gethostname().to_string_lossy().into_owned(),
+            pid: std::process::id(),
+            label: config.label.clone(),
+        };
+        let inner = Arc::new(Inner {
+            store,
+            owns_store,
+            namespace: config.namespace.as_str().into(),
+            owner: Arc::new(owner),
+            identity_varies: AtomicBool::new(identity_varies(&config)),
+            recent: Recent::new(config.recent_results),
+            flights: Arc::new(Flights::new()),
+            leases: Leases::default(),
+            gauges: Gauges::default(),
+            background,
+            on_wait,
+            in_flight: AtomicUsize::new(0),
+            closing: AtomicBool::new(false),
+            drained: tokio::sync::Notify::new(),
+            next_cleanup: Mutex::new(config.auto_cleanup.map(|every| Instant::now() + every)),
+            eviction_warned: Mutex::new(None),
+            undelivered: Mutex::new((Counters::default(), Vec::new())),
+            config: RwLock::new(Arc::new(config)),
+        });
+        starter.run(Arc::downgrade(&inner))?;
+        tracing::debug!(store = inner.store.location(), namespace = %inner.namespace, "hapax started");
+        Ok(Self { inner })
+    }
+
+    // --- manual control -----------------------------------------------------
+
+    /// The recorded result or error of a key, if there is one. Counts as a
+    /// presentation of the key.
+    ///
+    /// Between this look and what you do next, others may act: to run an
+    /// action by hand, take a [`claim`](Self::claim) instead.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "checkExecuted")]
+    pub async fn check_executed(&self, key: &Key) -> Result<Option<Record>, Error> {
+        let record = self.record(key).await?.filter(|r| r.state.is_recorded());
+        match &record {
+            Some(record) => {
+                let entry = self.inner.entry_of(record, None);
+                self.inner.recent.hit_elsewhere(&entry);
+            }
+            None => bump(&self.inner.gauges.misses),
+        }
+        Ok(record)
+    }
+
+    /// Records a result for a key that is absent or in doubt; `ttl` is the
+    /// manager's when `None`. Over a recorded result or error it changes nothing
+    /// and returns [`Marked::Exists`] with what is recorded.
+    ///
+    /// Check, run, mark by hand races by its nature: two callers may both find
+    /// nothing and both run. [`claim`](Self::claim) does not.
+    ///
+    /// # Errors
+    /// [`Error::InFlight`] under someone's live attempt; [`Error::Config`] when
+    /// the result is larger than the limit; [`Error::Store`].
+    #[doc(alias = "markExecuted")]
+    pub async fn mark_executed<T: Serialize + ?Sized>(
+        &self,
+        key: &Key,
+        result: &T,
+        ttl: Option<Ttl>,
+    ) -> Result<Marked, Error> {
+        let config = self.config();
+        let result = self.result_json(result, &config)?;
+        // A key of the caller's own says nothing of its action.
+        let parts = key.parts().ok();
+        let mark = Mark {
+            namespace: self.inner.namespace.clone(),
+            key: key.clone(),
+            signal_id: parts.as_ref().and_then(|p| p.signal_id.clone()),
+            action_type: parts.as_ref().map_or_else(|| "unknown".into(), |p| p.action_type.clone()),
+            target: parts.as_ref().map_or_else(|| "unknown".into(), |p| p.target.clone()),
+            params: None,
+            fingerprint: unknown_fingerprint(),
+            attempt: AttemptId::new(),
+            owner: self.inner.owner.clone(),
+            result,
+            ttl: ttl.unwrap_or(config.policy.ttl),
+            capacity: self.inner.capacity(&config),
+        };
+        match self.inner.store.mark(mark).await? {
+            Marked::Exists(record) if record.state == State::InProgress => Err(Error::InFlight {
+                key: key.clone(),
+                owner: record.owner.clone(),
+                since: record.started_at,
+                waited: Duration::ZERO,
+            }),
+            marked => Ok(marked),
+        }
+    }
+
+    /// Says what became of a key in doubt. The answer counts from now on: a
+    /// late attempt that comes back is told that it lost its claim.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the key is not in doubt; [`Error::Store`].
+    pub async fn settle(&self, key: &Key, settlement: Settlement) -> Result<Option<Record>, Error> {
+        if let Settlement::Happened { result, .. } = &settlement {
+            let limit = self.inner.config.read().max_result_bytes;
+            if result.as_str().len() > limit {
+                return Err(Error::Config {
+                    message: format!(
+                        "the result is {} bytes of JSON and max_result_bytes is {limit}",
+                        result.as_str().len()
+                    ),
+                });
+            }
+        }
+        match self.inner.store.settle(self.inner.namespace.clone(), key.clone(), None, settlement).await? {
+            Settled::Done(record) => {
+                tracing::info!(%key, "settled");
+                Ok(record.map(|r| *r))
+            }
+            Settled::NotInDoubt(record) => Err(Error::WrongState {
+                key: key.clone(),
+                state: record.as_ref().map(|r| r.state),
+                remedy: match record.map(|r| r.state) {
+                    None => "there is nothing to settle; it will run when it is next called for",
+                    Some(State::InProgress) => "its attempt is alive; wait for it to end",
+                    Some(_) => "it is settled already; clear it first if it must run again",
+                },
+            }),
+        }
+    }
+
+    /// Removes a recorded result or error, so that the action runs again when
+    /// next called for. Returns whether there was one.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when the key is in progress or in doubt;
+    /// [`Error::Store`].
+    #[doc(alias = "clearIdempotencyKey")]
+    pub async fn clear_key(&self, key: &Key) -> Result<bool, Error> {
+        match self.inner.store.remove(self.inner.namespace.clone(), key.clone()).await? {
+            Removed::Removed => Ok(true),
+            Removed::Absent => Ok(false),
+            Removed::Kept(record) => Err(Error::WrongState {
+                key: key.clone(),
+                state: Some(record.state),
+                remedy: if record.state == State::InDoubt {
+                    "settle it (happened or not happened) instead of clearing it"
+                } else {
+                    "its attempt is alive; wait for it to end, then clear it"
+                },
+            }),
+        }
+    }
+
+    /// Removes all recorded results and errors of the namespace; what is in
+    /// progress or in doubt stays. Returns how many went.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "clearAllCache")]
+    pub async fn clear_all(&self) -> Result<u64, Error> {
+        Ok(self.inner.store.clear(self.inner.namespace.clone()).await?)
+    }
+
+    // --- queries ------------------------------------------------------------
+
+    /// The record under a key, in whatever state, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "getIdempotencyRecord")]
+    pub async fn record(&self, key: &Key) -> Result<Option<Record>, Error> {
+        Ok(self.inner.store.get(self.inner.namespace.clone(), key.clone()).await?.map(|r| *r))
+    }
+
+    /// A page of records, oldest first: at most `limit` (1 to 1000), from
+    /// `cursor` on, which is the last page's `next`.
+    ///
+    /// # Errors
+    /// [`Error::Store`], also for a cursor that is no page's `next`.
+    pub async fn records(&self, filter: Filter, cursor: Option<String>, limit: usize) -> Result<Page, Error> {
+        Ok(self.inner.store.query(self.inner.namespace.clone(), filter, cursor, limit.clamp(1, MAX_PAGE)).await?)
+    }
+
+    /// The keys of all records that fit, oldest first, at most 1 000 000.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "getCachedKeys")]
+    pub async fn keys(&self, filter: Filter) -> Result<Vec<Key>, Error> {
+        let (mut keys, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = self.records(filter.clone(), cursor, MAX_PAGE).await?;
+            keys.extend(page.records.into_iter().map(|r| r.key));
+            cursor = page.next;
+            if cursor.is_none() || keys.len() >= MAX_KEYS {
+                return Ok(keys);
+            }
+        }
+    }
+
+    /// The first page (1000 records, oldest first) of an action type; for more, use [`records`](Self::records).
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "findKeysByActionType")]
+    pub async fn find_by_action_type(&self, action_type: &str) -> Result<Page, Error> {
+        self.records(Filter { action_type: Some(action_type.into()), ..Filter::default() }, None, MAX_PAGE).await
+    }
+
+    /// The first page of a target.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "findKeysByTarget")]
+    pub async fn find_by_target(&self, target: &str) -> Result<Page, Error> {
+        self.records(Filter { target: Some(target.into()), ..Filter::default() }, None, MAX_PAGE).await
+    }
+
+    /// The first page of a signal.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "findKeysBySignalId")]
+    pub async fn find_by_signal_id(&self, signal_id: &str) -> Result<Page, Error> {
+        self.records(Filter { signal_id: Some(signal_id.into()), ..Filter::default() }, None, MAX_PAGE).await
+    }
+
+    /// The first page of results and errors that expire within this time from now.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "getExpiringSoon")]
+    pub async fn expiring_soon(&self, within: Duration) -> Result<Page, Error> {
+        self.records(Filter { expiring_within: Some(within), ..Filter::default() }, None, MAX_PAGE).await
+    }
+
+    // --- statistics ---------------------------------------------------------
+
+    /// What happened so far in the namespace, over all processes and restarts.
+    /// Other processes' last second may be missing.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "getIdempotencyStats")]
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        self.inner.flush().await?;
+        let counters = self.inner.store.counters(self.inner.namespace.clone()).await?;
+        let census = self.inner.store.census(self.inner.namespace.clone()).await?;
+        Ok(Stats::of(&counters, &census))
+    }
+
+    /// Sets the counters of the namespace to zero.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "resetStats")]
+    pub async fn reset_stats(&self) -> Result<(), Error> {
+        self.inner.flush().await?;
+        Ok(self.inner.store.reset_counters(self.inner.namespace.clone()).await?)
+    }
+
+    /// What the store holds and where.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "getCacheInfo")]
+    pub async fn info(&self) -> Result<Info, Error> {
+        let census = self.inner.store.census(self.inner.namespace.clone()).await?;
+        Ok(Info {
+            store: self.inner.store.location().to_string(),
+            namespace: self.inner.namespace.to_string(),
+            size: census.in_progress + census.in_doubt + census.completed + census.failed,
+            max_entries: self.inner.capacity(&self.config()).map(|c| c.max_entries),
+            census,
+            recent_results: self.inner.recent.len(),
+            in_flight: self.inner.in_flight.load(Ordering::Relaxed),
+            now: self.inner.store.now().await?,
+        })
+    }
+
+    // --- cleanup ------------------------------------------------------------
+
+    /// Removes all expired records; returns how many. They were absent to every
+    /// call already: this frees their space.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "cleanupExpired")]
+    pub async fn cleanup_expired(&self) -> Result<u64, Error> {
+        self.inner.sweep().await
+    }
+
+    /// Removes the `count` oldest recorded results and errors of the namespace,
+    /// before their time; returns how many went. Counted as evicted.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    #[doc(alias = "cleanupOldestEntries")]
+    pub async fn cleanup_oldest_entries(&self, count: u64) -> Result<u64, Error> {
+        let gone = self.inner.store.evict_oldest(self.inner.namespace.clone(), count).await?;
+        self.inner.gauges.evicted.fetch_add(gone, Ordering::Relaxed);
+        Ok(gone)
+    }
+
+    /// Removes expired records by itself every so often; 1 s to 30 days.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when `every` is out of that range.
+    #[doc(alias = "startAutoCleanup")]
+    pub fn start_auto_cleanup(&self, every: Duration) -> Result<(), Error> {
+        self.configure(|config| config.auto_cleanup = Some(every))
+    }
+
+    /// Ends the automatic removal of expired records.
+    #[doc(alias = "stopAutoCleanup")]
+    pub fn stop_auto_cleanup(&self) {
+        // Taking it away is valid whatever else is configured.
+        let _ = self.configure(|config| config.auto_cleanup = None);
+    }
+
+    // --- configuration and shutdown -----------------------------------------
+
+    /// The configuration as it stands.
+    #[must_use]
+    #[doc(alias = "getConfig")]
+    pub fn config(&self) -> Arc<Config> {
+        self.inner.config.read().clone()
+    }
+
+    /// Changes the configuration for the calls to come.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a setting is out of its range or fixed once
+    /// built; nothing changes then.
+    pub fn configure(&self, change: impl FnOnce(&mut Config)) -> Result<(), Error> {
+        let mut place = self.inner.config.write();
+        let mut config = Config::clone(&place);
+        change(&mut config);
+        config.validate()?;
+        if config.namespace != place.namespace
+            || config.label != place.label
+            || config.recent_results != place.recent_results
+        {
+            return Err(Error::Config {
+                message: "namespace, label and recent_results are fixed once built: build another manager for others"
+                    .into(),
+            });
+        }
+        self.inner.identity_varies.store(identity_varies(&config), Ordering::Relaxed);
+        if config.auto_cleanup != place.auto_cleanup {
+            *self.inner.next_cleanup.lock() = config.auto_cleanup.map(|every| Instant::now() + every);
+        }
+        *place = Arc::new(config);
+        drop(place);
+        // It may sleep until a date that is no longer the right one.
+        self.inner.background.spawn(std::future::ready(()));
+        Ok(())
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.inner.store
+    }
+
+    /// Begins nothing more, waits for running attempts up to `limit`, writes
+    /// the statistics and closes the store if it was opened by the manager.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the last write fails.
+    pub async fn shutdown(&self, limit: Duration) -> Result<Shutdown, Error> {
+        self.inner.closing.store(true, Ordering::SeqCst);
+        let drained = async {
+            loop {
+                let notified = self.inner.drained.notified();
+                tokio::pin!(notified);
+                notified.as_mut().enable();
+                if self.inner.in_flight.load(Ordering::SeqCst) == 0 {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, drained).await;
+        let unfinished = self.inner.in_flight.load(Ordering::SeqCst);
+        self.inner.flush().await?;
+        if self.inner.owns_store && unfinished == 0 {
+            self.inner.store.close().await?;
+        }
+        tracing::debug!(unfinished, "hapax shut down");
+        Ok(Shutdown { unfinished })
+    }
+
+    fn result_json<T: Serialize + ?Sized>(&self, result: &T, config: &Config) -> Result<Json, Error> {
+        let json =
+            Json::of(result).map_err(|e| Error::Config { message: format!("the result has no JSON form: {e}") })?;
+        let size = json.as_str().len();
+        if size > config.max_result_bytes {
+            return Err(Error::Config {
+                message: format!(
+                    "the result is {size} bytes of JSON and max_result_bytes is {}",
+                    config.max_result_bytes
+                ),
+            });
+        }
+        Ok(json)
+    }
+}
+
+fn identity_varies(config: &Config) -> bool {
+    config.policy.identity != crate::Identity::All || config.rules.iter().any(|r| r.patch.identity.is_some())
+}
+
+impl Inner {
+    pub(crate) fn capacity(&self, config: &Config) -> Option<Capacity> {
+        let max_entries = config.max_entries.or(self.store.default_max_entries())?;
+        Some(Capacity { max_entries, on_full: config.on_full })
+    }
+
+    /// The steady clock that remembered results are aged by.
+    pub(crate) fn steady(&self) -> i64 {
+        self.store.clock().map_or_else(|| SystemClock.steady_millis(), Clock::steady_millis)
+    }
+
+    pub(crate) fn until_steady(&self, now: Timestamp, expires_at: Option<Timestamp>) -> Option<i64> {
+        let left = i64::try_from(expires_at?.since(now).as_millis()).unwrap_or(i64::MAX);
+        Some(self.steady().saturating_add(left))
+    }
+
+    /// What a recorded record answers, unbound in time: for one answer.
+    pub(crate) fn entry_of(&self, record: &Record, epoch: Option<u64>) -> crate::recent::Entry {
+        use crate::recent::{Answer, Entry};
+        let answer = match (&record.result, &record.error) {
+            (Some(result), _) => Answer::Result(result.clone()),
+            (None, error) => Answer::Failure(error.clone().unwrap_or_default()),
+        };
+        let at = record.executed_at.unwrap_or(record.started_at);
+        let mut entry = Entry::new(record.key.clone(), record.fingerprint, answer, at, record.duration_ms.unwrap_or(0));
+        entry.epoch = epoch;
+        entry
+    }
+
+    /// Says at most once a minute that recorded results went before their time.
+    pub(crate) fn warn_of_eviction(&self, evicted: u64) {
+        let mut last = self.eviction_warned.lock();
+        if last.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {
+            *last = Some(Instant::now());
+            tracing::warn!(
+                evicted,
+                "max_entries reached: recorded results were evicted before their time and may run again; raise it, or set on_full to reject"
+            );
+        }
+    }
+
+    /// Takes a place among the attempts in flight.
+    pub(crate) fn arrive(&self, limit: usize) -> Result<(), Error> {
+        // SeqCst with `shutdown`: either it sees this place, or this sees `closing`.
+        let before = self.in_flight.fetch_add(1, Ordering::SeqCst);
+        if self.closing.load(Ordering::SeqCst) {
+            self.leave();
+            return Err(Error::ShuttingDown);
+        }
+        if before >= limit {
+            self.leave();
+            return Err(Error::TooManyInFlight { limit });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn leave(&self) {
+        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.closing.load(Ordering::SeqCst) {
+            self.drained.notify_waiters();
+        }
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    /// Carries the gathered sums to the store; returns whether there were any.
+    pub(crate) async fn flush(&self) -> Result<bool, Error> {
+        let mut counters = self.gauges.take();
+        let gathered = self.recent.gather();
+        counters.hits += gathered.hits;
+        counters.duplicates_prevented += gathered.hits;
+        counters.time_saved_ms = counters.time_saved_ms.saturating_add(gathered.time_saved_ms);
+        let mut presented = gathered.presented;
+        {
+            let mut undelivered = self.undelivered.lock();
+            let old = std::mem::take(&mut *undelivered);
+            for (name, value) in old.0.named() {
+                if let Some(counter) = counters.named_mut(name) {
+                    *counter = counter.saturating_add(value);
+                }
+            }
+            presented.extend(old.1);
+        }
+        if counters == Counters::default() && presented.is_empty() {
+            return Ok(false);
+        }
+        match self.store.count(self.namespace.clone(), counters, presented.clone()).await {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                // Kept for the next time; the list of keys is bounded, the sums are what matters.
+                presented.truncate(10_000);
+                *self.undelivered.lock() = (counters, presented);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn sweep(&self) -> Result<u64, Error> {
+        let mut total = 0;
+        loop {
+            let gone = self.store.sweep(SWEEP_BATCH).await?;
+            total += gone;
+            self.gauges.expired_cleaned.fetch_add(gone, Ordering::Relaxed);
+            if gone < SWEEP_BATCH as u64 {
+                return Ok(total);
+            }
+        }
+    }
+
+    pub(crate) fn until_cleanup(&self) -> Option<Duration> {
+        (*self.next_cleanup.lock()).map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    pub(crate) async fn clean_up_if_due(&self) {
+        if self.until_cleanup().is_none_or(|left| !left.is_zero()) {
+            return;
+        }
+        let every = self.config.read().auto_cleanup;
+        *self.next_cleanup.lock() = every.map(|every| Instant::now() + every);
+        match self.sweep().await {
+            Ok(gone) => tracing::debug!(gone, "expired records removed"),
+            Err(error) => tracing::warn!(%error, "automatic cleanup failed; tried again at the next turn"),
+        }
+    }
+}
