@@ -308,7 +308,7 @@ impl Claim {
         let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let mut entry = Entry::new(self.context.key.clone(), self.fingerprint, answer, at, duration_ms);
         entry.epoch = epoch;
-        entry.until_steady = self.inner.until_steady(at, expires_at);
+        entry.until = self.inner.until(at, expires_at);
         Arc::new(entry)
     }
 

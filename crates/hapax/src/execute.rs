@@ -197,7 +197,7 @@ impl Hapax {
         inner.recent.with(
             &identified.key,
             epoch,
-            || inner.steady(),
+            || inner.coarse_now(),
             |entry| {
                 if !fits(&entry.fingerprint, &identified.fingerprint) {
                     return Err(inner.mismatch(identified, entry.fingerprint));
@@ -593,7 +593,7 @@ impl Inner {
         let mut entry = self.entry_of(record, epoch);
         if record.expires_at.is_some() {
             let now = self.store.now().await?;
-            entry.until_steady = self.until_steady(now, record.expires_at);
+            entry.until = self.until(now, record.expires_at);
         }
         let entry = Arc::new(entry);
         self.recent.insert(entry.clone());

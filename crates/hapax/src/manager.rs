@@ -541,14 +541,21 @@ impl Inner {
         Some(Capacity { max_entries, on_full: config.on_full })
     }
 
-    /// The steady clock that remembered results are aged by.
-    pub(crate) fn steady(&self) -> i64 {
-        self.store.clock().map_or_else(|| SystemClock.steady_millis(), Clock::steady_millis)
+    /// The wall clock that remembered results are aged by.
+    #[inline]
+    pub(crate) fn coarse_now(&self) -> Timestamp {
+        self.store.clock().map_or_else(|| SystemClock.coarse_now(), Clock::coarse_now)
     }
 
-    pub(crate) fn until_steady(&self, now: Timestamp, expires_at: Option<Timestamp>) -> Option<i64> {
-        let left = i64::try_from(expires_at?.since(now).as_millis()).unwrap_or(i64::MAX);
-        Some(self.steady().saturating_add(left))
+    /// The instant by this host's clock at which something expires that expires
+    /// at `expires_at` by the store's, where it is `now`.
+    pub(crate) fn until(&self, now: Timestamp, expires_at: Option<Timestamp>) -> Option<Timestamp> {
+        let expires_at = expires_at?;
+        if self.store.clock().is_some() {
+            Some(expires_at)
+        } else {
+            Some(SystemClock.now().plus(expires_at.since(now)))
+        }
     }
 
     /// What a recorded record answers, unbound in time: for one answer.

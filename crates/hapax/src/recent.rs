@@ -26,8 +26,8 @@ pub(crate) struct Entry {
     pub(crate) answer: Answer,
     pub(crate) at: Timestamp,
     pub(crate) duration_ms: u64,
-    /// The steady time at which the record expires.
-    pub(crate) until_steady: Option<i64>,
+    /// When the record expires, by this host's wall clock.
+    pub(crate) until: Option<Timestamp>,
     pub(crate) epoch: Option<u64>,
     /// The result as the type that was last asked for: a clone is cheaper than reading it anew.
     typed: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -55,7 +55,7 @@ impl Entry {
             answer,
             at,
             duration_ms,
-            until_steady: None,
+            until: None,
             epoch: None,
             typed: OnceLock::new(),
             presented: AtomicU64::new(0),
@@ -138,12 +138,12 @@ impl Recent {
         &self,
         key: &Key,
         epoch: u64,
-        steady_now: impl FnOnce() -> i64,
+        now: impl FnOnce() -> Timestamp,
         f: impl FnOnce(&Entry) -> R,
     ) -> Option<R> {
         let shard = self.shard(key)?.read();
         let entry = shard.map.get(key)?;
-        if entry.epoch != Some(epoch) || entry.until_steady.is_some_and(|until| steady_now() >= until) {
+        if entry.epoch != Some(epoch) || entry.until.is_some_and(|until| now() >= until) {
             return None;
         }
         Some(f(entry))
