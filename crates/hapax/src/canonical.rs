@@ -17,6 +17,10 @@ use sha2::{Digest, Sha256};
 /// The largest text that [`parse_params`] takes: 1 MiB.
 pub const MAX_PARAMS_BYTES: usize = 1 << 20;
 
+/// The deepest nesting that has a canonical form: what serde_json reads back.
+/// Without it a deep tree, built in memory, would end the process (stack overflow).
+const MAX_DEPTH: usize = 127;
+
 /// Why params have no canonical form.
 #[derive(thiserror::Error, Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -53,6 +57,12 @@ pub enum ParamsError {
         /// The limit.
         limit: usize,
     },
+    /// Arrays and objects stand too deep in one another.
+    #[error("the params nest deeper than {limit} levels: flatten them, or send the inner part as a string")]
+    TooDeep {
+        /// The limit.
+        limit: usize,
+    },
     /// A JSON pointer is not one.
     #[error("{pointer:?} is not a JSON pointer (RFC 6901): write /name or /name/0, with ~0 for ~ and ~1 for /")]
     BadPointer {
@@ -76,15 +86,19 @@ pub enum ParamsError {
 /// # Ok::<(), hapax::ParamsError>(())
 /// ```
 ///
+/// A double from 2^53 up has the shortest digits that name it, as RFC 8785 demands:
+/// 2^60 becomes `1152921504606847000`, which [`parse_params`] does not take back.
+///
 /// # Errors
-/// [`ParamsError::InexactInteger`].
+/// [`ParamsError::InexactInteger`], [`ParamsError::TooDeep`] beyond 127 levels.
 pub fn canonical_json(params: &Value) -> Result<String, ParamsError> {
     let mut text = String::with_capacity(256);
-    write_value(params, &mut text)?;
+    write_value(params, MAX_DEPTH, &mut text)?;
     Ok(text)
 }
 
-fn write_value(value: &Value, out: &mut String) -> Result<(), ParamsError> {
+fn write_value(value: &Value, depth: usize, out: &mut String) -> Result<(), ParamsError> {
+    let inner = || depth.checked_sub(1).ok_or(ParamsError::TooDeep { limit: MAX_DEPTH });
     match value {
         Value::Null => out.push_str("null"),
         Value::Bool(true) => out.push_str("true"),
@@ -92,34 +106,48 @@ fn write_value(value: &Value, out: &mut String) -> Result<(), ParamsError> {
         Value::Number(n) => write_number(n, out)?,
         Value::String(s) => write_string(s, out),
         Value::Array(items) => {
+            let depth = inner()?;
             out.push('[');
             for (i, item) in items.iter().enumerate() {
                 if i > 0 {
                     out.push(',');
                 }
-                write_value(item, out)?;
+                write_value(item, depth, out)?;
             }
             out.push(']');
         }
         Value::Object(members) => {
-            let mut sorted: Vec<(&String, &Value)> = members.iter().collect();
-            // RFC 8785 §3.2.3 sorts by UTF-16 units; they order as bytes do unless
-            // a name has a character beyond the BMP.
-            sorted.sort_unstable_by(|(a, _), (b, _)| {
-                if a.is_ascii() && b.is_ascii() { a.cmp(b) } else { a.encode_utf16().cmp(b.encode_utf16()) }
-            });
-            out.push('{');
-            for (i, (name, value)) in sorted.into_iter().enumerate() {
-                if i > 0 {
-                    out.push(',');
-                }
-                write_string(name, out);
-                out.push(':');
-                write_value(value, out)?;
+            let depth = inner()?;
+            // ASCII names sort alike as bytes and as UTF-16 units, and the map has
+            // them sorted unless some crate turned on serde_json's preserve_order.
+            if members.keys().all(|name| name.is_ascii()) && members.keys().is_sorted() {
+                write_members(members.iter(), depth, out)?;
+            } else {
+                // RFC 8785 §3.2.3: by UTF-16 units, where U+1F600 precedes U+FB33.
+                let mut sorted: Vec<(&String, &Value)> = members.iter().collect();
+                sorted.sort_unstable_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+                write_members(sorted.into_iter(), depth, out)?;
             }
-            out.push('}');
         }
     }
+    Ok(())
+}
+
+fn write_members<'a>(
+    members: impl Iterator<Item = (&'a String, &'a Value)>,
+    depth: usize,
+    out: &mut String,
+) -> Result<(), ParamsError> {
+    out.push('{');
+    for (i, (name, value)) in members.enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        write_string(name, out);
+        out.push(':');
+        write_value(value, depth, out)?;
+    }
+    out.push('}');
     Ok(())
 }
 
@@ -149,7 +177,6 @@ fn write_number(n: &Number, out: &mut String) -> Result<(), ParamsError> {
 }
 
 fn write_string(s: &str, out: &mut String) {
-    const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     out.push('"');
     let mut rest = s;
     while let Some(at) = rest.bytes().position(|b| b < 0x20 || b == b'"' || b == b'\\') {
@@ -167,9 +194,7 @@ fn write_string(s: &str, out: &mut String) {
             b'\r' => out.push_str("\\r"),
             other => {
                 out.push_str("\\u00");
-                for nibble in [other >> 4, other & 15] {
-                    out.push(HEX.get(usize::from(nibble)).copied().unwrap_or('0'));
-                }
+                out.extend(hex(other).map(char::from));
             }
         }
         rest = tail.get(1..).unwrap_or("");
@@ -179,7 +204,15 @@ fn write_string(s: &str, out: &mut String) {
 }
 
 /// Reads params from JSON text, more strictly than most readers: no integer
-/// that would be rounded, no member twice, at most [`MAX_PARAMS_BYTES`].
+/// that would be rounded, no member twice, at most 1 MiB and 127 levels.
+///
+/// ```
+/// use hapax::{ParamsError, parse_params};
+/// assert_eq!(parse_params("[1, 2.5]")?, serde_json::json!([1, 2.5]));
+/// assert!(matches!(parse_params("9007199254740993"), Err(ParamsError::InexactInteger { .. })));
+/// assert!(matches!(parse_params(r#"{"a":1,"a":2}"#), Err(ParamsError::DuplicateKey { .. })));
+/// # Ok::<(), ParamsError>(())
+/// ```
 ///
 /// # Errors
 /// See [`ParamsError`].
@@ -295,6 +328,12 @@ fn is_exact(digits: &str) -> bool {
 
 /// Whether two params are the same to hapax: `1`, `1.0` and `1e0` are, whatever
 /// the order of members. Params without a canonical form are compared as they are.
+///
+/// ```
+/// use serde_json::json;
+/// assert!(hapax::params_are_equivalent(&json!({"a": 1, "b": 2}), &json!({"b": 2.0, "a": 1})));
+/// assert!(!hapax::params_are_equivalent(&json!([1, 2]), &json!([2, 1])));
+/// ```
 #[doc(alias = "paramsAreEquivalent")]
 #[must_use]
 pub fn params_are_equivalent(a: &Value, b: &Value) -> bool {
@@ -312,8 +351,14 @@ pub struct Fingerprint([u8; 32]);
 impl Fingerprint {
     /// The fingerprint of these params.
     ///
+    /// ```
+    /// let print = hapax::Fingerprint::of(&serde_json::json!({"name": "Task", "id": 123}))?;
+    /// assert_eq!(print.short(), "1557ebfc75da3109");
+    /// # Ok::<(), hapax::ParamsError>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`ParamsError::InexactInteger`].
+    /// As [`canonical_json`].
     pub fn of(params: &Value) -> Result<Self, ParamsError> {
         Ok(Self(Sha256::digest(canonical_json(params)?.as_bytes()).into()))
     }
@@ -333,15 +378,22 @@ impl Fingerprint {
     /// Its first 16 hexadecimal digits: what a key holds of it.
     #[must_use]
     pub fn short(&self) -> String {
-        let mut text = self.to_string();
-        text.truncate(16);
-        text
+        self.0.iter().take(8).flat_map(|byte| hex(*byte)).map(char::from).collect()
     }
+}
+
+/// The two lower-case digits of a byte, without the formatting machinery: every record shows a fingerprint.
+fn hex(byte: u8) -> [u8; 2] {
+    [byte >> 4, byte & 15].map(|nibble| if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 })
 }
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        let mut text = [0; 64];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
+            pair.copy_from_slice(&hex(byte));
+        }
+        f.pad(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -381,6 +433,17 @@ impl<'de> Deserialize<'de> for Fingerprint {
 }
 
 /// Which params identify an action.
+///
+/// ```
+/// use hapax::Identity;
+/// use serde_json::json;
+/// let params = json!({"to": "ann", "timestamp": 17, "lines": [{"sku": 1, "note": "x"}]});
+/// let chosen = Identity::exclude(["/timestamp", "/lines/0/note"])?;
+/// assert_eq!(*chosen.select(&params), json!({"to": "ann", "lines": [{"sku": 1}]}));
+/// let chosen = Identity::include(["/to", "/lines/0/sku", "/missing/too"])?;
+/// assert_eq!(*chosen.select(&params), json!({"to": "ann", "lines": [{"sku": 1}]}));
+/// # Ok::<(), hapax::ParamsError>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Identity {
@@ -389,9 +452,9 @@ pub enum Identity {
     All,
     /// Only what these JSON pointers point at, each in its place; what a pointer
     /// does not find contributes nothing.
-    Include(Vec<String>),
+    Include(#[serde(deserialize_with = "read_pointers")] Vec<String>),
     /// All but what these JSON pointers point at.
-    Exclude(Vec<String>),
+    Exclude(#[serde(deserialize_with = "read_pointers")] Vec<String>),
 }
 
 impl Identity {
@@ -413,19 +476,28 @@ impl Identity {
 
     /// The params that identify the action.
     ///
-    /// Elements of an array keep their order; excluding one, or including some,
-    /// closes the gap. An object or array of which nothing is included is empty.
+    /// Indices are those of `params`. Elements of an array keep their order;
+    /// excluding one, or including some, closes the gap. A pointer that finds
+    /// nothing changes nothing, so including `/a/b` leaves out an `a` without `b`.
+    /// Params of which nothing is included are `{}`, `[]` or, where they are neither
+    /// object nor array, `null`. The pointer `""` is the whole: excluded, it leaves `null`.
     #[must_use]
     pub fn select<'a>(&self, params: &'a Value) -> Cow<'a, Value> {
         match self {
             Self::All => Cow::Borrowed(params),
+            Self::Exclude(pointers) if pointers.iter().all(|p| params.pointer(p).is_none()) => Cow::Borrowed(params),
             Self::Exclude(pointers) => {
                 let paths: Vec<Vec<String>> = pointers.iter().map(|p| tokens(p)).collect();
                 Cow::Owned(exclude(params, &paths.iter().map(Vec::as_slice).collect::<Vec<_>>()))
             }
             Self::Include(pointers) => {
                 let paths: Vec<Vec<String>> = pointers.iter().map(|p| tokens(p)).collect();
-                Cow::Owned(include(params, &paths.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+                let chosen = include(params, &paths.iter().map(Vec::as_slice).collect::<Vec<_>>());
+                Cow::Owned(chosen.unwrap_or_else(|| match params {
+                    Value::Object(_) => Value::Object(Map::new()),
+                    Value::Array(_) => Value::Array(Vec::new()),
+                    _ => Value::Null,
+                }))
             }
         }
     }
@@ -441,6 +513,11 @@ fn valid<S: Into<String>>(pointers: impl IntoIterator<Item = S>) -> Result<Vec<S
             if rooted && escapes { Ok(pointer) } else { Err(ParamsError::BadPointer { pointer }) }
         })
         .collect()
+}
+
+/// Configuration files hold pointers too: a slip there must not silently choose nothing.
+fn read_pointers<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    valid(Vec::<String>::deserialize(d)?).map_err(serde::de::Error::custom)
 }
 
 fn tokens(pointer: &str) -> Vec<String> {
@@ -479,23 +556,26 @@ fn exclude(value: &Value, paths: &[&[String]]) -> Value {
     }
 }
 
-fn include(value: &Value, paths: &[&[String]]) -> Value {
+/// What the paths find in `value`; `None` when they find nothing.
+fn include(value: &Value, paths: &[&[String]]) -> Option<Value> {
     if paths.iter().any(|p| p.is_empty()) {
-        return value.clone();
+        return Some(value.clone());
     }
     let keep = |name: &str, child: &Value| {
-        let (deeper, ends) = below(paths, name);
-        // A path that goes on below something without members finds nothing there.
-        (ends || (!deeper.is_empty() && (child.is_object() || child.is_array()))).then(|| include(child, &deeper))
+        let (deeper, _) = below(paths, name);
+        if deeper.is_empty() { None } else { include(child, &deeper) }
     };
     match value {
-        Value::Object(members) => Value::Object(
-            members.iter().filter_map(|(name, child)| keep(name, child).map(|c| (name.clone(), c))).collect(),
-        ),
-        Value::Array(items) => {
-            Value::Array(items.iter().enumerate().filter_map(|(i, child)| keep(&i.to_string(), child)).collect())
+        Value::Object(members) => {
+            let kept: Map<_, _> =
+                members.iter().filter_map(|(name, child)| keep(name, child).map(|c| (name.clone(), c))).collect();
+            (!kept.is_empty()).then_some(Value::Object(kept))
         }
-        _ => Value::Null,
+        Value::Array(items) => {
+            let kept: Vec<_> = items.iter().enumerate().filter_map(|(i, child)| keep(&i.to_string(), child)).collect();
+            (!kept.is_empty()).then_some(Value::Array(kept))
+        }
+        _ => None,
     }
 }
 
@@ -601,5 +681,54 @@ mod tests {
         let parse = |t: &str| parse_params(t).unwrap_or_default();
         assert!(params_are_equivalent(&parse(r#"{"a":1,"b":2}"#), &parse(r#"{"b":2.0,"a":1e0}"#)));
         assert!(!params_are_equivalent(&parse("[1,2]"), &parse("[2,1]")));
+    }
+
+    #[test]
+    fn a_form_as_deep_as_the_reader_takes_is_written_and_a_deeper_one_is_an_error() {
+        let nest = |levels: usize| (0..levels).fold(Value::Null, |inner, _| json!([inner]));
+        let text = canonical_json(&nest(127)).unwrap();
+        assert_eq!(parse_params(&text), Ok(nest(127)));
+        assert_eq!(canonical_json(&nest(128)), Err(ParamsError::TooDeep { limit: 127 }));
+        assert!(parse_params(&format!("[{text}]")).is_err());
+    }
+
+    #[test]
+    fn a_pointer_that_finds_nothing_contributes_nothing() {
+        let deep = Identity::include(["/a/b", "/a/01", "/l/-"]).unwrap();
+        for params in [json!({}), json!({"a": {}}), json!({"a": {"c": 1}}), json!({"a": [1, 2], "l": [3]})] {
+            assert_eq!(*deep.select(&params), json!({}), "{params}");
+        }
+        assert_eq!(*deep.select(&json!([1])), json!([]));
+        assert_eq!(*deep.select(&json!("text")), Value::Null);
+        let absent = Identity::exclude(["/x", "/l/01"]).unwrap();
+        let params = json!({"l": [1, 2]});
+        assert!(matches!(absent.select(&params), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn indices_are_those_of_the_params_as_given() {
+        let chosen = Identity::exclude(["/0", "/1"]).unwrap();
+        assert_eq!(*chosen.select(&json!([1, 2, 3])), json!([3]));
+        let chosen = Identity::include(["/2", "/0"]).unwrap();
+        assert_eq!(*chosen.select(&json!([1, 2, 3])), json!([1, 3]));
+    }
+
+    #[test]
+    fn a_bad_pointer_in_a_file_is_refused() {
+        assert!(serde_json::from_str::<Identity>(r#"{"exclude":["timestamp"]}"#).is_err());
+        assert!(serde_json::from_str::<Identity>(r#"{"include":["/a~2"]}"#).is_err());
+        assert_eq!(
+            serde_json::from_str::<Identity>(r#"{"exclude":["/a"]}"#).unwrap(),
+            Identity::exclude(["/a"]).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_double_is_read_as_the_nearest_one() {
+        // Needs serde_json's float_roundtrip; without it the last bit, and so the hash, can differ from JavaScript's.
+        for text in ["1.0715660391465826e-75", "-1.81996730402717e-179", "985.6906946328695", "3.0261999441573203e-52"]
+        {
+            assert_eq!(parse_params(text).unwrap().as_f64(), text.parse().ok(), "{text}");
+        }
     }
 }

@@ -20,11 +20,23 @@ pub enum KeyError {
     #[error("the key is empty: give 1 to 512 visible ASCII characters")]
     Empty,
     /// It is longer than a key may be.
-    #[error(
-        "the key is {bytes} bytes and the limit is {limit}: shorten the signal, the target or the action type, or give a key of your own"
-    )]
+    #[error("the key is {bytes} bytes and the limit is {limit}: shorten it, for example to a hash of itself")]
     TooLong {
         /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The key that the parts make is longer than a key may be.
+    #[error(
+        "the key would be {bytes} bytes and the limit is {limit}: shorten the {part} ({part_bytes} bytes once percent-encoded), or give a key of your own"
+    )]
+    PartsTooLong {
+        /// The longest part.
+        part: &'static str,
+        /// Its size, percent-encoded.
+        part_bytes: usize,
+        /// The size of the key.
         bytes: usize,
         /// The limit.
         limit: usize,
@@ -105,8 +117,16 @@ impl Key {
 
     /// The key of these parts. An empty signal is a missing one.
     ///
+    /// ```
+    /// use hapax::{Fingerprint, Key};
+    /// let print = Fingerprint::of(&serde_json::json!({"id": 123, "name": "Task"}))?;
+    /// let key = Key::from_parts(Some("signal:123"), "create_task", "trello", &print)?;
+    /// assert_eq!(key.as_str(), "signal%3A123:create_task:trello:1557ebfc75da3109");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`KeyError::EmptyPart`], [`KeyError::TooLong`].
+    /// [`KeyError::EmptyPart`], [`KeyError::PartsTooLong`].
     pub fn from_parts(
         signal_id: Option<&str>,
         action_type: &str,
@@ -118,18 +138,22 @@ impl Key {
                 return Err(KeyError::EmptyPart { part });
             }
         }
-        let signal = signal_id.unwrap_or("");
-        let mut text = String::with_capacity(signal.len() + action_type.len() + target.len() + 40);
-        for part in [signal, action_type, target] {
+        let parts = [("signal", signal_id.unwrap_or("")), ("action type", action_type), ("target", target)];
+        // Counted first: the text is allocated once, and never for a key that is too long.
+        let lengths = parts.map(|(part, text)| (part, encoded_len(text)));
+        let bytes = lengths.iter().map(|(_, length)| length).sum::<usize>() + 3 + 16;
+        if bytes > Self::MAX_BYTES {
+            let (part, part_bytes) = lengths.into_iter().max_by_key(|(_, length)| *length).unwrap_or(("target", 0));
+            return Err(KeyError::PartsTooLong { part, part_bytes, bytes, limit: Self::MAX_BYTES });
+        }
+        let mut text = String::with_capacity(bytes);
+        for (_, part) in parts {
             encode(part, &mut text);
             text.push(':');
         }
         for byte in fingerprint.as_bytes().iter().take(8) {
             text.push(hex(byte >> 4, b"0123456789abcdef"));
             text.push(hex(byte & 15, b"0123456789abcdef"));
-        }
-        if text.len() > Self::MAX_BYTES {
-            return Err(KeyError::TooLong { bytes: text.len(), limit: Self::MAX_BYTES });
         }
         Ok(Self::unchecked(&text))
     }
@@ -184,6 +208,10 @@ fn hex(nibble: u8, digits: &[u8; 16]) -> char {
     char::from(digits.get(usize::from(nibble)).copied().unwrap_or(b'0'))
 }
 
+fn encoded_len(part: &str) -> usize {
+    part.bytes().map(|b| if is_plain(b) { 1 } else { 3 }).sum()
+}
+
 fn encode(part: &str, out: &mut String) {
     for b in part.bytes() {
         if is_plain(b) {
@@ -223,7 +251,7 @@ fn decode(text: &str) -> Option<String> {
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash && (Arc::ptr_eq(&self.text, &other.text) || self.text == other.text)
+        Arc::ptr_eq(&self.text, &other.text) || (self.hash == other.hash && self.text == other.text)
     }
 }
 
@@ -338,6 +366,23 @@ mod tests {
         let print = Fingerprint::from_bytes([0; 32]);
         assert_eq!(Key::from_parts(None, "", "t", &print), Err(KeyError::EmptyPart { part: "action type" }));
         assert_eq!(Key::from_parts(None, "a", "", &print), Err(KeyError::EmptyPart { part: "target" }));
-        assert!(matches!(Key::from_parts(Some(&"é".repeat(100)), "a", "t", &print), Err(KeyError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_key_that_would_be_too_long_names_the_part_to_shorten() {
+        let print = Fingerprint::from_bytes([0; 32]);
+        let made = |signal: &str| Key::from_parts(Some(signal), "a", "t", &print);
+        // 491 + ":a:t:" + 16 is the limit to the byte.
+        assert_eq!(made(&"s".repeat(491)).unwrap().as_str().len(), Key::MAX_BYTES);
+        let long = KeyError::PartsTooLong { part: "signal", part_bytes: 600, bytes: 621, limit: 512 };
+        assert_eq!(made(&"é".repeat(100)), Err(long));
+    }
+
+    #[test]
+    fn a_missing_and_an_empty_signal_are_one() {
+        let print = Fingerprint::from_bytes([0; 32]);
+        let key = Key::from_parts(None, "a", "t", &print).unwrap();
+        assert_eq!(Key::from_parts(Some(""), "a", "t", &print).unwrap(), key);
+        assert_eq!(key.parts().unwrap().signal_id, None);
     }
 }
