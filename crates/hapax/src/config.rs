@@ -376,6 +376,22 @@ async fn open_store(url: String) -> Result<Arc<dyn Store>, StoreError> {
     let (scheme, rest) = url.split_once(':').unwrap_or((url.as_str(), ""));
     match scheme {
         "memory" if rest.is_empty() => Ok(Arc::new(MemoryStore::new())),
+        #[cfg(feature = "sqlite")]
+        "sqlite" => {
+            use crate::store::sqlite::{SqliteOptions, SqliteStore};
+            let options = SqliteOptions::from_url(&url)?;
+            // Opening reads and may migrate the file: not on the caller's async thread.
+            let (tx, rx) = tokio::sync::oneshot::channel();
+            let failed = |message: String| StoreError::Unavailable { store: url.clone(), message };
+            std::thread::Builder::new()
+                .name("hapax-open".into())
+                .spawn(move || {
+                    let _ = tx.send(SqliteStore::open(options));
+                })
+                .map_err(|e| failed(format!("no thread to open it with: {e}")))?;
+            let store = rx.await.map_err(|_| failed("opening it was cut short".into()))??;
+            Ok(Arc::new(store))
+        }
         _ => Err(StoreError::BadRequest {
             // Passwords stand behind the scheme: it alone is repeated.
             message: format!(

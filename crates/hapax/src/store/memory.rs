@@ -4,9 +4,10 @@
 //! One lock over everything: each transition is short and awaits nothing, so a
 //! plain mutex is both the simplest and, at the speed of a hash table, no limit
 //! that a caller meets. `sequence` gives every record its place in the order of
-//! age; the ordered map over it serves queries and eviction.
+//! age; a queue in that order serves queries and eviction. Removing a record
+//! leaves its place behind, stale: the queue is rid of those when they prevail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -39,10 +40,21 @@ pub struct MemoryStore {
 
 #[derive(Debug, Default)]
 struct Data {
-    spaces: HashMap<Arc<str>, Space, foldhash::fast::RandomState>,
-    /// Every record's place in the order of age.
-    order: BTreeMap<u64, (Arc<str>, Key)>,
+    spaces: Spaces,
+    /// The records by age; a place is stale when its record is gone or younger.
+    order: VecDeque<Place>,
+    /// Records in all namespaces.
+    len: usize,
     sequence: u64,
+    /// No record expires before this: until then a search for expired ones is in vain.
+    first_expiry: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Place {
+    sequence: u64,
+    namespace: Arc<str>,
+    key: Key,
 }
 
 #[derive(Debug, Default)]
@@ -144,11 +156,11 @@ impl MemoryStore {
     /// Makes room for one more record.
     fn make_room(&self, data: &mut Data, now: Now, capacity: Option<Capacity>) -> Result<(u64, u64), StoreError> {
         let Some(Capacity { max_entries, on_full }) = capacity else { return Ok((0, 0)) };
-        if (data.order.len() as u64) < max_entries {
+        if (data.len as u64) < max_entries {
             return Ok((0, 0));
         }
-        let expired = data.remove_where(usize::MAX, |row| row.is_expired(now));
-        if (data.order.len() as u64) < max_entries {
+        let expired = data.remove_expired(usize::MAX, now);
+        if (data.len as u64) < max_entries {
             return Ok((expired, 0));
         }
         if on_full == OnFull::Reject {
@@ -183,33 +195,73 @@ impl Data {
     fn insert(&mut self, record: Record, namespace: Arc<str>, lease_steady: i64) {
         self.sequence += 1;
         let sequence = self.sequence;
-        self.order.insert(sequence, (namespace.clone(), record.key.clone()));
         let key = record.key.clone();
+        self.order.push_back(Place { sequence, namespace: namespace.clone(), key: key.clone() });
         self.space(&namespace).rows.insert(key, Row { record, sequence, lease_steady });
+        self.len += 1;
+        if self.order.len() > 2 * self.len + 1024 {
+            let spaces = &self.spaces;
+            self.order.retain(|place| row_at(spaces, place).is_some());
+        }
     }
 
     fn remove(&mut self, namespace: &Arc<str>, key: &Key) -> Option<Row> {
         let row = self.spaces.get_mut(&**namespace)?.rows.remove(key)?;
-        self.order.remove(&row.sequence);
+        self.len -= 1;
         Some(row)
+    }
+
+    /// Notes that a record expires then.
+    fn expires(&mut self, at: Option<Timestamp>) {
+        if let Some(at) = at {
+            self.first_expiry = Some(self.first_expiry.map_or(at, |first| first.min(at)));
+        }
+    }
+
+    fn remove_expired(&mut self, limit: usize, now: Now) -> u64 {
+        if self.first_expiry.is_none_or(|first| first > now.wall) {
+            return 0;
+        }
+        let gone = self.remove_where(limit, |row| row.is_expired(now));
+        if (gone as usize) < limit {
+            let rows = self.spaces.values().flat_map(|space| space.rows.values());
+            self.first_expiry = rows.filter_map(|row| row.record.expires_at).min();
+        }
+        gone
     }
 
     /// Removes the oldest rows that are so, at most `limit`.
     fn remove_where(&mut self, limit: usize, is_so: impl Fn(&Row) -> bool) -> u64 {
-        let spaces = &self.spaces;
-        let gone: Vec<(Arc<str>, Key)> = self
-            .order
-            .values()
-            .filter(|(space, key)| spaces.get(&**space).and_then(|s| s.rows.get(key)).is_some_and(&is_so))
-            .take(limit)
-            .cloned()
-            .collect();
-        for (space, key) in &gone {
-            self.remove(space, key);
+        let mut gone = 0;
+        let mut order = std::mem::take(&mut self.order);
+        // Places in front are popped, so that evicting the oldest costs nothing
+        // for those that stay.
+        let mut kept = VecDeque::new();
+        while gone < limit {
+            let Some(place) = order.pop_front() else { break };
+            match row_at(&self.spaces, &place).map(&is_so) {
+                None => {}
+                Some(true) => {
+                    self.remove(&place.namespace, &place.key);
+                    gone += 1;
+                }
+                Some(false) => kept.push_back(place),
+            }
         }
-        gone.len() as u64
+        while let Some(place) = kept.pop_back() {
+            order.push_front(place);
+        }
+        self.order = order;
+        gone as u64
     }
 }
+
+/// The row at a place; none when the place is stale.
+fn row_at<'a>(spaces: &'a Spaces, place: &Place) -> Option<&'a Row> {
+    spaces.get(&*place.namespace)?.rows.get(&place.key).filter(|row| row.sequence == place.sequence)
+}
+
+type Spaces = HashMap<Arc<str>, Space, foldhash::fast::RandomState>;
 
 fn fresh(begin: Begin, now: Now) -> Record {
     Record {
@@ -355,6 +407,7 @@ impl Store for MemoryStore {
             record.executed_at = Some(now.wall);
             record.expires_at = expires_at;
             record.lease_until = None;
+            data.expires(expires_at);
             Ok(Ended::Done { at: now.wall, expires_at })
         });
         self.wake();
@@ -387,7 +440,9 @@ impl Store for MemoryStore {
                     record.expires_at = ttl.expires_at(now.wall);
                     // The settlement fences off the attempt: its late answer must not count.
                     record.attempt_id = AttemptId::new();
-                    Ok(Settled::Done(Some(Box::new(record.clone()))))
+                    let record = Box::new(record.clone());
+                    data.expires(record.expires_at);
+                    Ok(Settled::Done(Some(record)))
                 }
             }
         });
@@ -408,7 +463,9 @@ impl Store for MemoryStore {
                 record.attempt_id = mark.attempt;
                 record.executed_at = Some(now.wall);
                 record.expires_at = mark.ttl.expires_at(now.wall);
-                return Ok(Marked::Recorded(Box::new(record.clone())));
+                let record = Box::new(record.clone());
+                data.expires(record.expires_at);
+                return Ok(Marked::Recorded(record));
             }
             self.make_room(data, now, mark.capacity)?;
             let record = Record {
@@ -434,6 +491,7 @@ impl Store for MemoryStore {
                 tags: BTreeMap::new(),
             };
             data.insert(record.clone(), mark.namespace, 0);
+            data.expires(record.expires_at);
             Ok(Marked::Recorded(Box::new(record)))
         });
         self.wake();
@@ -469,7 +527,7 @@ impl Store for MemoryStore {
     }
 
     fn sweep(&self, limit: usize) -> StoreFuture<'_, u64> {
-        self.step(|data, now| Ok(data.remove_where(limit, |row| row.is_expired(now))))
+        self.step(|data, now| Ok(data.remove_expired(limit, now)))
     }
 
     fn evict_oldest(&self, namespace: Arc<str>, count: u64) -> StoreFuture<'_, u64> {
@@ -502,11 +560,13 @@ impl Store for MemoryStore {
             let Some(space) = data.spaces.get_mut(&*namespace) else {
                 return Ok(Page { records: Vec::new(), next: None });
             };
-            for (sequence, (of, key)) in data.order.range(after.saturating_add(1)..) {
+            let first = data.order.partition_point(|place| place.sequence <= after);
+            for Place { sequence, namespace: of, key } in data.order.range(first..) {
                 if **of != *namespace {
                     continue;
                 }
-                let Some(row) = space.rows.get_mut(key).filter(|row| !row.is_expired(now)) else { continue };
+                let row = space.rows.get_mut(key).filter(|row| row.sequence == *sequence && !row.is_expired(now));
+                let Some(row) = row else { continue };
                 row.settle_lapse(now);
                 if fits(&row.record, &filter, now) {
                     records.push((*sequence, row.record.clone()));

@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, Timestamp, Ttl};
 
 pub mod memory;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 
 /// What a store's method returns.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;

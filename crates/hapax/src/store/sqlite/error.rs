@@ -1,0 +1,90 @@
+//! What SQLite says, in the words of [`StoreError`].
+//!
+//! Invariant: `Full` and `Busy` are said only when the write did not happen; a
+//! write of which that is not sure is `AnswerLost`.
+
+use std::time::Duration;
+
+use rusqlite::ErrorCode;
+
+use crate::store::StoreError;
+
+/// How long an operation waits for other processes' locks.
+pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why an operation of a batch failed.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// SQLite could not: the whole batch is undone and its operations are tried one by one.
+    Sql(rusqlite::Error),
+    /// The store's own rules: nothing of this operation was written, the batch goes on.
+    Store(StoreError),
+}
+
+impl From<rusqlite::Error> for Failed {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Failed {
+    pub(super) fn into_store(self, location: &str) -> StoreError {
+        match self {
+            Self::Sql(error) => store_error(location, &error),
+            Self::Store(error) => error,
+        }
+    }
+}
+
+pub(super) fn code(error: &rusqlite::Error) -> Option<ErrorCode> {
+    match error {
+        rusqlite::Error::SqliteFailure(e, _) => Some(e.code),
+        _ => None,
+    }
+}
+
+/// The error of an operation that did not happen.
+pub(super) fn store_error(location: &str, error: &rusqlite::Error) -> StoreError {
+    let store = location.to_string();
+    let said = error.to_string();
+    match code(error) {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Busy { store, waited: BUSY_LIMIT },
+        Some(ErrorCode::DiskFull) => StoreError::Full { store, message: said },
+        Some(ErrorCode::NotADatabase) => StoreError::Damaged {
+            store,
+            message: format!(
+                "it is not a SQLite database ({said}); nothing was changed: give another path, or move the file away"
+            ),
+        },
+        Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged {
+            store,
+            message: format!(
+                "the file is damaged ({said}); keep a copy, try `sqlite3 FILE .recover`, and open the recovered file"
+            ),
+        },
+        Some(ErrorCode::CannotOpen) => StoreError::Unavailable {
+            store,
+            message: format!("the file cannot be opened ({said}); check the path and who may read and write it"),
+        },
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => StoreError::Unavailable {
+            store,
+            message: format!("the file or its directory cannot be written ({said}); check who may write there"),
+        },
+        _ => StoreError::Unavailable { store, message: said },
+    }
+}
+
+/// The error of an operation whose commit failed: only a full disk or a lock
+/// is sure to have undone it.
+pub(super) fn commit_error(location: &str, error: &rusqlite::Error) -> StoreError {
+    match code(error) {
+        Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => store_error(location, error),
+        _ => StoreError::AnswerLost { store: location.to_string(), message: error.to_string() },
+    }
+}
