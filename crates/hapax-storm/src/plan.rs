@@ -1,0 +1,247 @@
+//! What a round does: the worker's orders, the keys, the values, the files.
+//!
+//! All of it follows from a seed, so that a round can be tried again. Only the
+//! scheduling of processes does not.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use hapax::{Action, Key};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// How much a commit survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Durability {
+    /// Power loss too.
+    Sync,
+    /// `kill -9`.
+    Buffered,
+}
+
+impl Durability {
+    /// Its name in a store's address.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::Buffered => "buffered",
+        }
+    }
+}
+
+/// Ways to break a promise on purpose, to see the checker find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub enum Sabotage {
+    /// Keys in doubt run again.
+    RunAgain,
+    /// Some acknowledged results are cleared.
+    Forget,
+    /// Some actions return another value than the one they wrote.
+    Lie,
+}
+
+/// The two halves of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Keys in doubt are refused.
+    Refuse,
+    /// Keys in doubt are looked up in the ledger, until all keys are completed.
+    Recover,
+}
+
+/// A worker's orders.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Orders {
+    pub dir: PathBuf,
+    pub seed: u64,
+    pub phase: Phase,
+    /// Which worker this is, and its how-manieth life.
+    pub worker: usize,
+    pub life: u64,
+    pub tasks: usize,
+    /// Keys are numbered from 0 to this.
+    pub keys: u64,
+    /// The keys before this one were there when the phase began; the others
+    /// come up one by one from then on.
+    pub first: u64,
+    pub began_ms: u64,
+    pub keys_per_second: u64,
+    pub durability: Durability,
+    pub lease: Duration,
+    pub sabotage: Option<Sabotage>,
+}
+
+/// Keys that callers work on at a time; older ones are only looked at again.
+const WINDOW: u64 = 48;
+
+impl Orders {
+    /// The store's address.
+    pub fn store_url(&self) -> String {
+        format!("sqlite:{}?durability={}", self.dir.join("store.db").display(), self.durability.as_str())
+    }
+
+    /// Where effects go.
+    pub fn ledger(&self) -> PathBuf {
+        self.dir.join("ledger")
+    }
+
+    /// Where workers write what they saw.
+    pub fn events(&self) -> PathBuf {
+        self.dir.join("events")
+    }
+
+    /// Where workers write what must not be, in free text.
+    pub fn complaints(&self) -> PathBuf {
+        self.dir.join("complaints")
+    }
+
+    /// The action of a number.
+    pub fn action(&self, n: u64) -> Action {
+        Action::new("append", "ledger").signal(format!("s{n}")).params(json!({"n": n}))
+    }
+
+    /// The key of a number.
+    pub fn key(&self, n: u64) -> Result<Key> {
+        Ok(self.action(n).generate_key()?)
+    }
+
+    /// Randomness of this worker's life that no other has.
+    pub fn rng(&self, task: usize) -> StdRng {
+        let mut rng = StdRng::seed_from_u64(self.seed);
+        for salt in [self.phase as u64, self.worker as u64, self.life, task as u64] {
+            let next: u64 = rng.random();
+            rng = StdRng::seed_from_u64(next.wrapping_add(salt));
+        }
+        rng
+    }
+
+    /// The newest key that has come up.
+    pub fn newest(&self) -> u64 {
+        let elapsed = now_ms().saturating_sub(self.began_ms);
+        (self.first + elapsed * self.keys_per_second / 1000).min(self.keys.saturating_sub(1))
+    }
+
+    /// A key to present now: mostly one of the newest, so that workers meet on
+    /// it; sometimes any older one, so that old results are asked for again.
+    pub fn pick(&self, rng: &mut StdRng) -> u64 {
+        let newest = self.newest();
+        if rng.random_bool(0.85) {
+            newest.saturating_sub(rng.random_range(0..WINDOW))
+        } else {
+            rng.random_range(0..=newest)
+        }
+    }
+}
+
+/// What an action returns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub value: String,
+    /// Some results are large, so that commits take several pages.
+    pad: String,
+}
+
+impl Answer {
+    /// The answer for a value of 16 hex digits; wholly determined by it.
+    pub fn of(value: &str) -> Self {
+        let times = match value.as_bytes() {
+            [b'0', b'0', ..] => 4096,
+            [b'0', ..] => 64,
+            _ => 0,
+        };
+        Self { value: value.into(), pad: value.repeat(times) }
+    }
+}
+
+/// How an action ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Answer,
+    RetryableBefore,
+    UnknownBefore,
+    UnknownAfter,
+    PanicBefore,
+    PanicAfter,
+}
+
+/// What will happen in one call, drawn before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Script {
+    pub value: u64,
+    pub before: Duration,
+    pub after: Duration,
+    pub ending: Ending,
+    /// The caller gives up after this.
+    pub cancel: Option<Duration>,
+    /// The caller does not wait for another's attempt.
+    pub reject: bool,
+}
+
+impl Script {
+    /// Draws one.
+    pub fn draw(rng: &mut StdRng) -> Self {
+        let delay = |rng: &mut StdRng| match rng.random_range(0..10) {
+            0..3 => Duration::ZERO,
+            3..8 => Duration::from_micros(rng.random_range(0..8_000)),
+            _ => Duration::from_millis(rng.random_range(0..60)),
+        };
+        Self {
+            value: rng.random(),
+            before: delay(rng),
+            after: delay(rng),
+            ending: match rng.random_range(0..100) {
+                0..12 => Ending::RetryableBefore,
+                12 => Ending::UnknownBefore,
+                13 => Ending::UnknownAfter,
+                14 => Ending::PanicBefore,
+                15 => Ending::PanicAfter,
+                _ => Ending::Answer,
+            },
+            cancel: rng.random_bool(0.02).then(|| Duration::from_micros(rng.random_range(0..20_000))),
+            reject: rng.random_bool(0.1),
+        }
+    }
+}
+
+/// Milliseconds since 1970: the one clock that all processes of a host share.
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_task_of_each_life_draws_its_own() {
+        let orders = |worker, life| Orders {
+            dir: "/".into(),
+            seed: 7,
+            phase: Phase::Refuse,
+            worker,
+            life,
+            tasks: 1,
+            keys: 10,
+            first: 0,
+            began_ms: 0,
+            keys_per_second: 1,
+            durability: Durability::Sync,
+            lease: Duration::from_secs(1),
+            sabotage: None,
+        };
+        let draw = |worker, life, task| orders(worker, life).rng(task).random::<u64>();
+        assert_eq!(draw(1, 1, 1), draw(1, 1, 1));
+        assert_ne!(draw(1, 2, 1), draw(2, 1, 1));
+        assert_ne!(draw(1, 1, 2), draw(1, 2, 1));
+    }
+
+    #[test]
+    fn an_answer_follows_from_its_value() {
+        assert_eq!(Answer::of("00ffffffffffffff").pad.len(), 65_536);
+        assert_eq!(Answer::of("0fffffffffffffff").pad.len(), 1_024);
+        assert_eq!(Answer::of("ffffffffffffffff").pad.len(), 0);
+    }
+}
