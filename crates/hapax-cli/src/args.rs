@@ -1,0 +1,285 @@
+//! The command line as clap sees it: every subcommand, flag and help text.
+//!
+//! Flags that a configuration file or the environment can also set are options
+//! here without defaults: the layers are put together in `settings`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+use crate::units::{Keep, Size, Span};
+
+/// Run a command once, however often it is retried.
+///
+/// hapax remembers what a command did under a key made of its name, target and
+/// params. A second run of the same action does not run it again: it gets the
+/// recorded output and exit code.
+#[derive(Parser, Debug)]
+#[command(name = "hapax", version, arg_required_else_help = true, after_help = AFTER, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER: &str = "\
+Settings come from flags, then the environment (HAPAX_STORE, HAPAX_NAMESPACE, HAPAX_CONFIG, \
+HAPAX_LABEL, HAPAX_TTL, HAPAX_WAIT, HAPAX_ON_DOUBT, HAPAX_VERIFY, HAPAX_LEASE), then the \
+configuration file, then defaults; `hapax config` shows each with its source.
+
+Exit codes of hapax itself: 64 wrong usage or configuration, 65 same key with other params, 69 store \
+unavailable, 75 turned away while another runs it, 76 in doubt.";
+
+#[derive(Args, Debug)]
+pub struct Global {
+    /// Where records are kept, e.g. sqlite:/var/lib/app/hapax.db [env: HAPAX_STORE]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
+    pub store: Option<String>,
+    /// The tenant; keys of two namespaces never meet [env: HAPAX_NAMESPACE]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Global options")]
+    pub namespace: Option<String>,
+    /// The configuration file [env: HAPAX_CONFIG]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON object with stable field names instead of text
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a command once; replay its output and exit code ever after
+    Run(Box<Run>),
+    /// Print the key of an action
+    Key(KeyArgs),
+    /// Take a generated key apart
+    Parse {
+        /// A key as `hapax key` prints it
+        key: String,
+    },
+    /// Print the recorded result of a key; exit 1 when there is none
+    Check {
+        /// The key
+        key: String,
+    },
+    /// Record a result for a key by hand
+    Mark(Mark),
+    /// Show the record of a key
+    Get {
+        /// The key
+        key: String,
+    },
+    /// List records, oldest first
+    Ls(Ls),
+    /// Show what happened so far: hits, executions, doubts, time saved
+    Stats {
+        /// Set the counters to zero after showing them
+        #[arg(long)]
+        reset: bool,
+    },
+    /// Show what the store holds and where it is
+    Info,
+    /// Say what became of a key in doubt
+    Settle(Settle),
+    /// Remove a recorded result, so that the action runs again
+    Rm {
+        /// The key
+        key: String,
+    },
+    /// Remove records: the expired, the oldest, or all results
+    Cleanup(Cleanup),
+    /// Show every setting and where its value comes from
+    Config {
+        /// Print the path of the configuration file alone
+        #[arg(long)]
+        path: bool,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What identifies an action.
+#[derive(Args, Debug, Clone, Default)]
+pub struct ActionArgs {
+    /// What triggered it: a mail, a webhook, a workflow run
+    #[arg(long, value_name = "ID")]
+    pub signal: Option<String>,
+    /// What kind of action it is [default: the command's file name]
+    #[arg(long, value_name = "TYPE")]
+    pub action: Option<String>,
+    /// What it acts on [default: local]
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
+    /// Its params: JSON, @FILE, or - for standard input [default: {"argv": [COMMAND, ARGS…]}]
+    #[arg(long, value_name = "JSON|@FILE|-", allow_hyphen_values = true)]
+    pub params: Option<String>,
+    /// Use this key instead of a generated one
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// Run a command once; replay its output and exit code ever after.
+///
+/// The first run streams the command's output through while it is kept. Later
+/// runs of the same action print the kept output and exit with the kept code,
+/// without running anything. The working directory and the environment are not
+/// part of what identifies an action: put what matters into --params or --key.
+#[derive(Args, Debug)]
+#[command(after_help = RUN_AFTER)]
+pub struct Run {
+    #[command(flatten)]
+    pub action: ActionArgs,
+    /// How long the result is kept, e.g. 24h, or `never` for ever [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<Keep>,
+    /// How long to wait while another process runs it [default: 30s]
+    #[arg(long, value_name = "DURATION", conflicts_with = "no_wait")]
+    pub wait: Option<Span>,
+    /// Exit with 75 at once while another process runs it
+    #[arg(long)]
+    pub no_wait: bool,
+    /// What to do when an earlier run died before its result was recorded [default: refuse]
+    #[arg(long, value_name = "CHOICE")]
+    pub on_doubt: Option<DoubtChoice>,
+    /// Shell command that looks whether the effect happened: exit 0 = yes (its stdout is the
+    /// result), 1 = no, else unknown; implies --on-doubt verify
+    #[arg(long, value_name = "CMD")]
+    pub verify: Option<String>,
+    /// Record a nonzero exit too, and replay it, instead of freeing the key
+    #[arg(long)]
+    pub remember_failures: bool,
+    /// End the command after this long (TERM, 5 s later KILL); the key is in doubt then
+    #[arg(long, value_name = "DURATION")]
+    pub timeout: Option<Span>,
+    /// How long a silent run counts as alive [default: 60s]
+    #[arg(long, value_name = "DURATION")]
+    pub lease: Option<Span>,
+    /// The largest output that is recorded, as JSON, at most 64MiB [default: 1MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub max_output: Option<Size>,
+    /// Say on standard error when a result is replayed, also when that is no terminal
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// The command and its arguments, best after `--`
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+const RUN_AFTER: &str = "\
+The command gets HAPAX_KEY, IDEMPOTENCY_KEY (the same) and HAPAX_ATTEMPT in its environment, to pass on to \
+whatever it calls. So does the --verify command, with the attempt in doubt.
+
+A nonzero exit frees the key, so that the next run tries again. Death by a signal, of the command or of \
+hapax, a timeout and an output too large to record leave the key in doubt: hapax then refuses to run it \
+again (exit 76) until `hapax settle`, --verify or --on-doubt rerun says what to do.
+
+Output that background processes write after the command itself has ended is kept for two seconds more. \
+Standard output and standard error are each replayed whole, one after the other.
+
+Examples:
+  hapax run -- ./send-invoice.sh 42
+  hapax run --signal \"$MESSAGE_ID\" --action create_task --target trello --params @task.json -- ./create.sh
+  hapax run --key payroll-2026-11 --ttl never --verify './paid.sh' -- ./pay.sh";
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DoubtChoice {
+    /// Exit with 76 until someone settles the key
+    Refuse,
+    /// Run it again: for commands that are harmless to repeat
+    Rerun,
+    /// Ask the --verify command
+    Verify,
+}
+
+/// Print the key of an action: the one that `hapax run` would use.
+#[derive(Args, Debug)]
+pub struct KeyArgs {
+    #[command(flatten)]
+    pub action: ActionArgs,
+    /// The command and its arguments, for the defaults
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// Record a result for a key that is absent or in doubt.
+///
+/// Over a recorded result it changes nothing. Checking, running and marking by
+/// hand races by its nature; `hapax run` does not.
+#[derive(Args, Debug)]
+pub struct Mark {
+    /// The key
+    pub key: String,
+    /// The result: JSON, @FILE, or - for standard input
+    #[arg(long, value_name = "JSON|@FILE|-", allow_hyphen_values = true)]
+    pub result: String,
+    /// How long it is kept [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<Keep>,
+}
+
+#[derive(Args, Debug)]
+pub struct Ls {
+    /// Of this action type
+    #[arg(long, value_name = "TYPE")]
+    pub action: Option<String>,
+    /// Of this target
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
+    /// Of this signal
+    #[arg(long, value_name = "ID")]
+    pub signal: Option<String>,
+    /// In this state: in_progress, completed, failed or in_doubt
+    #[arg(long, value_name = "STATE")]
+    pub state: Option<hapax::State>,
+    /// Whose result expires within this time
+    #[arg(long, value_name = "DURATION")]
+    pub expiring_within: Option<Span>,
+    /// At most this many, 1 to 1000
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub limit: u16,
+    /// Where to go on: what the last page called `next`
+    #[arg(long, value_name = "CURSOR", conflicts_with = "all")]
+    pub cursor: Option<String>,
+    /// All of them, not a page
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Say what became of a key in doubt, so that it can be replayed or run again.
+#[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("what").required(true)))]
+pub struct Settle {
+    /// The key
+    pub key: String,
+    /// The effect happened; this is its result: JSON, @FILE, or - for standard input
+    #[arg(long, value_name = "JSON|@FILE|-", group = "what", allow_hyphen_values = true)]
+    pub happened: Option<String>,
+    /// The effect did not happen: the next call runs it
+    #[arg(long, group = "what")]
+    pub not_happened: bool,
+    /// How long the result is kept [default: 24h]
+    #[arg(long, value_name = "DURATION", conflicts_with = "not_happened")]
+    pub ttl: Option<Keep>,
+}
+
+/// Remove records. What is in progress or in doubt always stays.
+#[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("which").required(true)))]
+pub struct Cleanup {
+    /// The expired ones, which no call sees any more
+    #[arg(long, group = "which")]
+    pub expired: bool,
+    /// The N oldest results and errors, before their time
+    #[arg(long, value_name = "N", group = "which")]
+    pub oldest: Option<u64>,
+    /// All results and errors of the namespace
+    #[arg(long, group = "which")]
+    pub all: bool,
+}

@@ -1,0 +1,136 @@
+//! How hapax itself fails: an exit code of sysexits.h, a stable kind for
+//! programs, and one line for people that says what to do next.
+
+use std::fmt::Write as _;
+
+use hapax::store::StoreError;
+use hapax::{Error, Key, State};
+
+/// Wrong usage or configuration.
+pub const USAGE: u8 = 64;
+/// The key was used with other params.
+pub const MISMATCH: u8 = 65;
+/// The store cannot be used.
+pub const UNAVAILABLE: u8 = 69;
+/// Turned away while in flight.
+pub const IN_FLIGHT: u8 = 75;
+/// In doubt.
+pub const IN_DOUBT: u8 = 76;
+
+/// Why hapax ends with a code of its own.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    pub kind: &'static str,
+    pub message: String,
+    pub key: Option<Key>,
+}
+
+impl Failure {
+    pub fn new(code: u8, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { code, kind, message: message.into(), key: None }
+    }
+
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(USAGE, "usage", message)
+    }
+
+    pub fn of(mut self, key: &Key) -> Self {
+        self.key = Some(key.clone());
+        self
+    }
+
+    /// The key is in doubt: why, and what to do about it.
+    pub fn in_doubt(key: &Key, why: &str) -> Self {
+        Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt: {why}; {}", remedy(key))).of(key)
+    }
+}
+
+/// What to do about a key in doubt.
+pub fn remedy(key: &Key) -> String {
+    let key = quoted(key.as_str());
+    format!(
+        "look whether its effect happened, then run `hapax settle {key} --happened RESULT` or `hapax settle {key} --not-happened`"
+    )
+}
+
+/// A text as one word of a POSIX shell.
+pub fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._@/+:%=,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// A text that may go to a terminal, on one line.
+pub fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let said = error.to_string();
+        match error {
+            Error::Key(_) | Error::Params(_) | Error::Config { .. } => Self::usage(said),
+            Error::ParamsMismatch { key, .. } => Self::new(MISMATCH, "params_mismatch", said).of(&key),
+            Error::InFlight { key, .. } => Self::new(IN_FLIGHT, "in_flight", said).of(&key),
+            Error::ShuttingDown | Error::TooManyInFlight { .. } => Self::new(IN_FLIGHT, "in_flight", said),
+            Error::InDoubt { record } => {
+                let mut why = format!(
+                    "attempt {} of {} began {} and nobody knows how it ended",
+                    record.attempt_id, record.owner, record.started_at
+                );
+                if let Some(reason) = &record.error {
+                    let _ = write!(why, " ({reason})");
+                }
+                Self::in_doubt(&record.key, &why)
+            }
+            Error::NotRecorded { key, reason, .. } => {
+                Self::in_doubt(&key, &format!("the command ran but its result was not recorded ({reason})"))
+            }
+            Error::LostClaim { key, .. } => Self::new(IN_DOUBT, "lost_claim", said).of(&key),
+            Error::TimedOut { key, .. } => Self::new(IN_DOUBT, "in_doubt", said).of(&key),
+            Error::WrongState { key, state, remedy: what } => match state {
+                Some(State::InDoubt) => {
+                    Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt and stays; {}", remedy(&key))).of(&key)
+                }
+                Some(State::InProgress) => Self::new(IN_FLIGHT, "in_flight", said).of(&key),
+                state => {
+                    let state = state.map_or("absent", State::as_str);
+                    Self::new(1, "wrong_state", format!("key {key} is {state}: {what}")).of(&key)
+                }
+            },
+            Error::Store(StoreError::BadRequest { .. }) => Self::usage(said),
+            Error::Store(_) => Self::new(UNAVAILABLE, "store_unavailable", said),
+            Error::Failed { key, .. } => Self::new(1, "failed", said).of(&key),
+            other => Self::new(1, "failed", other.to_string()),
+        }
+    }
+}
+
+impl From<hapax::KeyError> for Failure {
+    fn from(error: hapax::KeyError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<hapax::ParamsError> for Failure {
+    fn from(error: hapax::ParamsError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_one_word_of_the_shell() {
+        assert_eq!(quoted("s:create_task:trello:1557ebfc75da3109"), "s:create_task:trello:1557ebfc75da3109");
+        assert_eq!(quoted("a;rm$(x)'"), r"'a;rm$(x)'\'''");
+        assert_eq!(quoted("~root"), "'~root'");
+    }
+
+    #[test]
+    fn a_message_cannot_draw_on_the_terminal() {
+        assert_eq!(one_line("a\x1b[2J\nb"), "a [2J b");
+    }
+}

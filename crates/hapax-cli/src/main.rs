@@ -1,0 +1,2 @@
+//! The binary `hapax` (being written).
+fn main() {}
