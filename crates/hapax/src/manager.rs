@@ -535,6 +535,22 @@ fn identity_varies(config: &Config) -> bool {
     config.policy.identity != crate::Identity::All || config.rules.iter().any(|r| r.patch.identity.is_some())
 }
 
+/// The last handle is gone: what was counted since the last flush still goes to
+/// the store, by the background thread, which outlives the manager for that.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let (counters, presented) = self.gather();
+        if counters == Counters::default() && presented.is_empty() {
+            return;
+        }
+        let (store, namespace) = (self.store.clone(), self.namespace.clone());
+        self.background.spawn(async move {
+            // After a shutdown nothing is left to count, so a store that is closed by then loses nothing.
+            let _ = store.count(namespace, counters, presented).await;
+        });
+    }
+}
+
 impl Inner {
     pub(crate) fn capacity(&self, config: &Config) -> Option<Capacity> {
         let max_entries = config.max_entries.or(self.store.default_max_entries())?;
@@ -608,24 +624,27 @@ impl Inner {
         self.closing.load(Ordering::SeqCst)
     }
 
-    /// Carries the gathered sums to the store; returns whether there were any.
-    pub(crate) async fn flush(&self) -> Result<bool, Error> {
+    /// Takes what was counted since the last flush, and what that could not deliver.
+    fn gather(&self) -> (Counters, Vec<(Key, u64)>) {
         let mut counters = self.gauges.take();
         let gathered = self.recent.gather();
         counters.hits += gathered.hits;
         counters.duplicates_prevented += gathered.hits;
         counters.time_saved_ms = counters.time_saved_ms.saturating_add(gathered.time_saved_ms);
         let mut presented = gathered.presented;
-        {
-            let mut undelivered = self.undelivered.lock();
-            let old = std::mem::take(&mut *undelivered);
-            for (name, value) in old.0.named() {
-                if let Some(counter) = counters.named_mut(name) {
-                    *counter = counter.saturating_add(value);
-                }
+        let (undelivered, keys) = std::mem::take(&mut *self.undelivered.lock());
+        for (name, value) in undelivered.named() {
+            if let Some(counter) = counters.named_mut(name) {
+                *counter = counter.saturating_add(value);
             }
-            presented.extend(old.1);
         }
+        presented.extend(keys);
+        (counters, presented)
+    }
+
+    /// Carries the gathered sums to the store; returns whether there were any.
+    pub(crate) async fn flush(&self) -> Result<bool, Error> {
+        let (counters, mut presented) = self.gather();
         if counters == Counters::default() && presented.is_empty() {
             return Ok(false);
         }

@@ -1,8 +1,9 @@
 //! Statistics: gathered in process, kept in the store.
 //!
 //! A call only adds to atomics; the background thread carries the sums to the
-//! store every second, and `stats`, `shutdown` and the end of the manager do so
-//! at once. A kill loses at most the last second of counts, never a record.
+//! store every second, and `stats`, `shutdown` and the end of the manager (as long
+//! as the process outlives it) do so at once. A kill loses at most the last second
+//! of counts, never a record.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hapax::store::memory::MemoryStore;
-use hapax::store::{Filter, Marked, OnFull, Settlement};
+use hapax::store::{Filter, Marked, OnFull, Settlement, Store};
 use hapax::{
     Action, ActionError, Claimed, Error, Hapax, Identity, InFlight, Json, KeepParams, Key, ManualClock, OnDoubt,
     PolicyPatch, State, Ttl, Verdict, Verifier,
@@ -386,4 +386,18 @@ fn the_blocking_face_joins_across_threads() {
     });
     assert_eq!(runs.load(Ordering::SeqCst), 1);
     let _ = hapax.shutdown(Duration::from_secs(1)).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_counted_reaches_the_store_when_the_last_handle_is_dropped() {
+    let store = Arc::new(MemoryStore::new());
+    let hapax = Hapax::builder().store(store.clone()).build().await.unwrap();
+    run(&hapax, &action(), &AtomicUsize::new(0), "v").await.unwrap();
+    drop(hapax);
+    // Written by a thread that outlives the manager for a moment.
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while store.counters("default".into()).await.unwrap().executions == 0 {
+        assert!(std::time::Instant::now() < deadline, "the counts never came");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
