@@ -124,6 +124,10 @@ pub(super) fn open(path: &Path, location: &str) -> Result<(Connection, PathBuf),
     let conn = connect(path, location)?;
     drop(guard);
     let mut conn = conn;
+    // SQLite takes a file of one byte for an empty one, and would write over it.
+    if fs::metadata(path).is_ok_and(|file| file.len() == 1) {
+        return Err(not_ours(location));
+    }
     check(&conn, location)?;
     use_wal(&conn, location)?;
     migrate(&mut conn, location)?;
@@ -193,14 +197,16 @@ fn check(conn: &Connection, location: &str) -> Result<(), StoreError> {
     }
     let tables = number(conn, "SELECT count(*) FROM sqlite_schema").map_err(failed)?;
     if id != 0 || version != 0 || tables != 0 {
-        return Err(StoreError::Damaged {
-            store: location.to_string(),
-            message:
-                "it is another program's SQLite database, not a hapax store; it was left as it is: give another path"
-                    .into(),
-        });
+        return Err(not_ours(location));
     }
     Ok(())
+}
+
+fn not_ours(location: &str) -> StoreError {
+    StoreError::Damaged {
+        store: location.to_string(),
+        message: "it is another program's file, not a hapax store; it was left as it is: give another path".into(),
+    }
 }
 
 fn newer(location: &str, found: i64) -> Result<(), StoreError> {
