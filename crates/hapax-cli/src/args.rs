@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use crate::units::{Keep, Size, Span};
+use crate::failure::quoted;
+use crate::units::{Keep, Limit, Size, Span};
 
 /// Run a command once, however often it is retried.
 ///
@@ -47,6 +48,20 @@ pub struct Global {
     /// Print one JSON object with stable field names instead of text
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
+}
+
+impl Global {
+    /// The flags that say where the records are, for a command that is shown to the user.
+    pub fn flags(&self) -> String {
+        let mut flags = String::new();
+        let config = self.config.as_ref().map(|p| p.display().to_string());
+        for (name, value) in [("config", &config), ("store", &self.store), ("namespace", &self.namespace)] {
+            if let Some(value) = value {
+                flags.push_str(&format!(" --{name} {}", quoted(value)));
+            }
+        }
+        flags
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -152,11 +167,11 @@ pub struct Run {
     #[arg(long, value_name = "CMD")]
     pub verify: Option<String>,
     /// Record a nonzero exit too, and replay it, instead of freeing the key
-    #[arg(long)]
-    pub remember_failures: bool,
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub remember_failures: Option<bool>,
     /// End the command after this long (TERM, 5 s later KILL); the key is in doubt then
     #[arg(long, value_name = "DURATION")]
-    pub timeout: Option<Span>,
+    pub timeout: Option<Limit>,
     /// How long a silent run counts as alive [default: 60s]
     #[arg(long, value_name = "DURATION")]
     pub lease: Option<Span>,
