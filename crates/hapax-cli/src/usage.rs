@@ -3,8 +3,10 @@
 
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::CommandFactory as _;
+use clap::error::ErrorKind;
 
+use crate::args::Cli;
 use crate::failure::{Failure, USAGE};
 use crate::terminal;
 
@@ -33,15 +35,20 @@ fn one_sentence(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let body = text.split("\n\nUsage:").next().unwrap_or(&text);
     let body = body.split("\n\nFor more information").next().unwrap_or(body);
-    let words: Vec<&str> = body.strip_prefix("error: ").unwrap_or(body).split_whitespace().collect();
-    // clap gives the usage of the subcommand that was on its way: its first words name it.
-    let usage = match error.get(ContextKind::Usage) {
-        Some(ContextValue::StyledStr(usage)) => usage.to_string(),
-        _ => String::new(),
+    let body = body.strip_prefix("error: ").unwrap_or(body).replace("\n\n  tip:", "; tip:");
+    let words: Vec<&str> = body.split_whitespace().collect();
+    let help = match subcommand() {
+        Some(name) => format!("hapax {name} --help"),
+        None => "hapax --help".into(),
     };
-    let usage = usage.trim_start_matches("Usage:").trim();
-    let name: Vec<&str> =
-        usage.split_whitespace().take_while(|w| w.chars().all(|c| c.is_ascii_lowercase() || c == '-')).collect();
-    let name = if name.is_empty() { "hapax".into() } else { name.join(" ") };
-    format!("{}; see `{name} --help`", words.join(" "))
+    format!("{}; see `{help}`", words.join(" "))
+}
+
+/// The subcommand that the line names, as far as one can tell from a line with a mistake.
+fn subcommand() -> Option<String> {
+    let known = Cli::command();
+    std::env::args_os().skip(1).take_while(|arg| arg != "--").find_map(|arg| {
+        let name = arg.to_str()?;
+        known.get_subcommands().any(|c| c.get_name() == name).then(|| name.to_string())
+    })
 }

@@ -29,7 +29,7 @@ pub async fn stats(reset: bool, settings: &Settings, json: bool) -> Result<u8, F
             ("misses", stats.misses.to_string()),
             ("hit rate", format!("{:.1} %", stats.hit_rate * 100.0)),
             ("duplicates prevented", stats.duplicates_prevented.to_string()),
-            ("time saved", glance(Duration::from_millis(stats.time_saved_ms))),
+            ("time saved", time(stats.time_saved_ms)),
             ("executions", stats.executions.to_string()),
             ("failures", stats.failures.to_string()),
             ("waits joined", stats.waits_joined.to_string()),
@@ -47,6 +47,10 @@ pub async fn stats(reset: bool, settings: &Settings, json: bool) -> Result<u8, F
         text
     })?;
     Ok(0)
+}
+
+fn time(ms: u64) -> String {
+    if ms < 1000 { format!("{ms}ms") } else { glance(Duration::from_millis(ms)) }
 }
 
 #[derive(Serialize)]
