@@ -124,7 +124,11 @@ pub(super) fn open(path: &Path, location: &str) -> Result<(Connection, PathBuf),
     let conn = connect(path, location)?;
     drop(guard);
     let mut conn = conn;
-    check(&conn, location)?;
+    {
+        // One snapshot for all that is read: between two of them another process may make the store.
+        let snapshot = conn.unchecked_transaction().map_err(|e| store_error(location, &e))?;
+        check(&snapshot, location)?;
+    }
     use_wal(&conn, location)?;
     migrate(&mut conn, location)?;
     let real = conn.path().map_or_else(|| path.to_path_buf(), PathBuf::from);
