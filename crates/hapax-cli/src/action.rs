@@ -45,6 +45,8 @@ impl Planned {
         if let Some(key) = &args.key {
             action = action.key(Key::given(key)?);
         }
+        // What makes no key is said before a store is opened, or made.
+        action.generate_key()?;
         Ok(Self { action, chosen })
     }
 }

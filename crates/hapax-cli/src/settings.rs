@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use clap::ValueEnum as _;
 use hapax::store::OnFull;
-use hapax::{Config, Identity, InFlight, KeepParams, OnDoubt, PolicyPatch, Ttl};
+use hapax::{Config, Error, Identity, InFlight, KeepParams, OnDoubt, PolicyPatch, Ttl};
 use serde::Serialize;
 
 pub use self::file::Rule;
@@ -135,7 +135,7 @@ impl Chosen {
     fn check(&self) -> Result<(), String> {
         let mut config = Config::default();
         self.patch().apply(&mut config.policy);
-        config.validate().map_err(|e| e.to_string().trim_start_matches("bad configuration: ").to_string())?;
+        validate(&config)?;
         match (self.on_doubt.value, &self.verify.value) {
             (DoubtChoice::Verify, None) => {
                 Err("on_doubt is verify, but there is no command to ask: give --verify CMD".into())
@@ -145,6 +145,13 @@ impl Chosen {
             }
             _ => Ok(()),
         }
+    }
+}
+
+fn validate(config: &Config) -> Result<(), String> {
+    match config.validate() {
+        Err(Error::Config { message }) => Err(message),
+        other => other.map_err(|e| e.to_string()),
     }
 }
 
@@ -194,7 +201,7 @@ impl Settings {
         settings.take_file(file)?;
         settings.take_environment()?;
         settings.take_flags(global, run);
-        settings.check()?;
+        settings.check().map_err(Failure::usage)?;
         Ok(settings)
     }
 
@@ -224,11 +231,12 @@ impl Settings {
         }
         self.rules = file.rule.into_iter().map(Rule::from).collect();
 
-        // Each against its range, here where the file can be named.
+        // All against their ranges, here where the file can be named.
         let wrong = |what: &str, e: String| {
             let path = self.file.as_ref().map(|p| p.path.display().to_string()).unwrap_or_default();
             Failure::usage(format!("configuration file {path}: {what}{e}"))
         };
+        self.check().map_err(|e| wrong("", e))?;
         let mut base = Chosen::default();
         base.take(&self.from_file, source);
         base.check().map_err(|e| wrong("", e))?;
@@ -282,17 +290,15 @@ impl Settings {
     }
 
     /// The settings that are not a run's choices, against their ranges.
-    fn check(&self) -> Result<(), Failure> {
+    fn check(&self) -> Result<(), String> {
         let mut config = Config::default();
         config.namespace.clone_from(&self.namespace.value);
         config.label.clone_from(&self.label.value);
         config.max_entries = self.max_entries.value;
         config.max_result_bytes = self.max_output.value.0;
         config.verify_limit = self.verify_limit.value.0;
-        config.validate().map_err(|e| {
-            // The library knows the output as a result.
-            Failure::usage(e.to_string().replace("max_result_bytes", "max_output"))
-        })
+        // The library knows the output as a result.
+        validate(&config).map_err(|e| e.replace("max_result_bytes", "max_output"))
     }
 
     /// The choices for an action of this type on this target.
