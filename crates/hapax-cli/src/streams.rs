@@ -7,12 +7,14 @@
 //! is kept without waiting for our reader, so that recording never depends on it.
 
 use std::cell::RefCell;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+
+use crate::terminal::left_at;
 
 /// How long after a command's end its output is still read, if some process
 /// it left behind holds the pipe.
@@ -101,8 +103,18 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread that writes to `out`.
-    pub fn start<W: Write>(name: &str, out: impl FnOnce() -> W + Send + 'static) -> io::Result<Self> {
+    /// Starts the thread that writes to standard output.
+    pub fn stdout() -> io::Result<Self> {
+        Self::start("hapax-stdout", io::stdout, io::stdout().is_terminal())
+    }
+
+    /// Starts a thread that writes to standard error.
+    pub fn stderr() -> io::Result<Self> {
+        Self::start("hapax-stderr", io::stderr, true)
+    }
+
+    /// `seen`: people see it among the lines of standard error.
+    fn start<W: Write>(name: &str, out: impl FnOnce() -> W + Send + 'static, seen: bool) -> io::Result<Self> {
         let (queue, mut chunks) = mpsc::channel::<Vec<u8>>(QUEUE);
         let (tell, done) = oneshot::channel();
         std::thread::Builder::new().name(name.into()).spawn(move || {
@@ -112,6 +124,9 @@ impl Writer {
                 // Whoever read us may go away; the command runs on, and is recorded.
                 if failed.is_none() {
                     failed = write(&mut out, &chunk).err();
+                }
+                if seen {
+                    left_at(&chunk);
                 }
             }
             let _ = tell.send(failed);

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::{AnsiColor, Style};
 use hapax::State;
@@ -99,9 +100,21 @@ pub fn written(result: io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Prints a line to standard error. If that fails there is nobody to tell.
+/// Whether a command's output has left standard error in the middle of a line.
+static MID_LINE: AtomicBool = AtomicBool::new(false);
+
+/// Notes where a command's output has left standard error.
+pub fn left_at(output: &[u8]) {
+    if let Some(last) = output.last() {
+        MID_LINE.store(*last != b'\n', Ordering::Relaxed);
+    }
+}
+
+/// Prints a line to standard error, on a line of its own. If that fails there is
+/// nobody to tell.
 pub fn complain(line: &str) {
-    let _ = writeln!(anstream::stderr().lock(), "{line}");
+    let begin = if MID_LINE.swap(false, Ordering::Relaxed) { "\n" } else { "" };
+    let _ = writeln!(anstream::stderr().lock(), "{begin}{line}");
 }
 
 /// Prints a remark to standard error, in a quieter colour.

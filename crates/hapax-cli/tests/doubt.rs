@@ -49,6 +49,18 @@ fn a_command_that_a_signal_ends_leaves_the_key_in_doubt_until_it_is_settled() {
 }
 
 #[test]
+fn a_message_has_a_line_of_its_own() {
+    let home = Home::new();
+    let script = "printf 'no line end' >&2; kill -9 $$";
+    let done = home.sh("k", script);
+    assert!(done.stderr.starts_with("no line end\nhapax: "), "{done:?}");
+    let done = home.run(["run", "--json", "--key", "j", "--", "sh", "-c", script]);
+    let last = done.stderr.lines().last().unwrap();
+    let error: serde_json::Value = serde_json::from_str(last).unwrap();
+    assert_eq!(error["error"]["kind"], "in_doubt");
+}
+
+#[test]
 fn a_doubt_that_is_settled_as_happened_is_replayed() {
     let home = Home::new();
     doubtful(&home, "k");

@@ -142,6 +142,20 @@ fn what_is_wrong_in_the_file_is_named_with_file_line_and_field() {
 }
 
 #[test]
+fn the_example_in_the_help_is_a_whole_configuration() {
+    let home = Home::new();
+    let help = home.ok(["config", "--help"]);
+    let (_, example) = help.split_once("may be left out:\n").unwrap();
+    let (example, _) = example.split_once("\nOf several").unwrap();
+    home.configure(example);
+    let config = home.json(["--json", "config"]);
+    let from_defaults =
+        config["settings"].as_object().unwrap().iter().filter(|(_, s)| s["source"] == "default").map(|(n, _)| n);
+    assert_eq!(from_defaults.collect::<Vec<_>>(), Vec::<&String>::new());
+    assert_eq!(config["rules"][0], json!({ "action": "charge", "target": "stripe", "ttl": "never" }));
+}
+
+#[test]
 fn another_file_can_be_named_and_must_be_there_then() {
     let home = Home::new();
     let missing = |done: &Done| {

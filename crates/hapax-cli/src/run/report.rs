@@ -52,12 +52,8 @@ struct Object<'a> {
 impl Report {
     /// The ways for the command's output.
     pub fn writers(self) -> io::Result<(Writer, Writer)> {
-        let stdout = if self.json {
-            Writer::start("hapax-stdout", io::stderr)?
-        } else {
-            Writer::start("hapax-stdout", io::stdout)?
-        };
-        Ok((stdout, Writer::start("hapax-stderr", io::stderr)?))
+        let stdout = if self.json { Writer::stderr()? } else { Writer::stdout()? };
+        Ok((stdout, Writer::stderr()?))
     }
 
     /// Says that an answer is a replay: people at a terminal want to know.
