@@ -128,7 +128,11 @@ pub(super) fn open(path: &Path, location: &str) -> Result<(Connection, PathBuf),
     if fs::metadata(path).is_ok_and(|file| file.len() == 1) {
         return Err(not_ours(location));
     }
-    check(&conn, location)?;
+    {
+        // One snapshot for all that is read: between two of them another process may make the store.
+        let snapshot = conn.unchecked_transaction().map_err(|e| store_error(location, &e))?;
+        check(&snapshot, location)?;
+    }
     use_wal(&conn, location)?;
     migrate(&mut conn, location)?;
     let real = conn.path().map_or_else(|| path.to_path_buf(), PathBuf::from);
