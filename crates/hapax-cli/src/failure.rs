@@ -84,7 +84,7 @@ impl Failure {
 /// What to do about a key in doubt.
 fn remedy(key: &Key, flags: &str) -> String {
     let settle = format!("hapax settle{flags} {}", quoted(key.as_str()));
-    format!("look whether its effect happened, then run `{settle} --happened RESULT` or `{settle} --not-happened`")
+    format!("look whether its effect happened, then run `{settle} --happened JSON` or `{settle} --not-happened`")
 }
 
 /// A text as one word of a POSIX shell.

@@ -118,8 +118,10 @@ async fn claim(hapax: &Hapax, planned: &Planned, signals: &mut Signals) -> Resul
     let claim = hapax.claim(&planned.action);
     tokio::pin!(claim);
     let caught = tokio::select! {
-        claimed = &mut claim => return Ok(claimed?),
+        // A signal that came while the store was opened is older than the claim.
+        biased;
         caught = signals.next() => caught,
+        claimed = &mut claim => return Ok(claimed?),
     };
     // A claim that is being made just now is given back rather than left in doubt.
     if let Ok(Ok(Claimed::Started(claim))) = tokio::time::timeout(LAST_CALL, claim).await {

@@ -68,15 +68,27 @@ fn ignored() -> u64 {
     set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
 }
 
+/// How a signal came to the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    /// From us.
+    On,
+    /// From the terminal, before it came to us. Whether it is an order to end
+    /// is between the two: in many programs Ctrl-C merely cancels a line.
+    ByTerminal,
+}
+
 impl Caught {
     /// Passes the signal on to the command, unless the command has it already:
     /// a terminal sends Ctrl-C to all in the foreground, and many programs take
     /// a second one as the order to drop everything.
-    pub fn pass_on(self, to: Pid) {
+    pub fn pass_on(self, to: Pid) -> Passed {
         let by_key = matches!(self.signal, Signal::INT | Signal::QUIT);
-        if !(by_key && in_foreground()) {
-            send(to, self.signal);
+        if by_key && in_foreground() {
+            return Passed::ByTerminal;
         }
+        send(to, self.signal);
+        Passed::On
     }
 }
 

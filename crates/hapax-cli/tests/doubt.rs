@@ -1,5 +1,7 @@
 //! When nobody knows how a run ended: what leaves a key in doubt, and what
 //! settles it.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod common;
 
@@ -239,4 +241,25 @@ fn who_waits_for_a_run_that_dies_is_told_of_the_doubt() {
     let done = waiting.finish();
     assert_eq!(done.code, Some(76), "{done:?}");
     kill(child_of(&home), Signal::KILL);
+}
+
+#[test]
+fn a_run_that_was_taken_over_meanwhile_says_that_its_result_does_not_count() {
+    let home = Home::new();
+    let script =
+        "if mkdir first; then touch started; while [ ! -e go ]; do sleep 0.01; done; echo old; else echo new; fi";
+    let line = |flags: &[&'static str]| [&["run", "--key", "k"], flags, &["--", "sh", "-c", script]].concat();
+    let first = home.start(line(&["--lease", "1s"]));
+    home.wait_for_file("started");
+    // It cannot renew its lease any more, though its command goes on.
+    first.signal(Signal::STOP);
+    wait_until("its lease lapses", || home.state("k") == "in_doubt");
+    assert_eq!(home.ok(line(&["--on-doubt", "rerun"])), "new\n");
+    home.write("go", "");
+    first.signal(Signal::CONT);
+    let done = first.finish();
+    assert_eq!((done.code, done.stdout.as_str()), (Some(76), "old\n"), "{done:?}");
+    assert_one_line(&done);
+    assert!(done.stderr.contains("lost its claim"), "{done:?}");
+    assert_eq!(home.ok(line(&[])), "new\n");
 }

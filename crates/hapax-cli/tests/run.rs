@@ -1,4 +1,6 @@
 //! `hapax run`: once, and replayed ever after.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod common;
 
@@ -281,6 +283,32 @@ fn a_result_marked_by_hand_is_replayed_as_text() {
     assert!(home.ledger().is_empty());
     let object = home.json(["run", "--json", "--key", "tree", "--", "true"]);
     assert_eq!(object["result"], json!({"id": 1}));
+}
+
+#[test]
+fn an_error_that_the_library_recorded_for_good_is_answered_with_that_error() {
+    let home = Home::new();
+    home.ok(["run", "--key", "other", "--", "true"]);
+    let hapax = hapax::blocking::Hapax::open(&format!("sqlite:{}", home.database().display())).unwrap();
+    let action = hapax::Action::new("sh", "local").key(hapax::Key::given("k").unwrap());
+    let action = action.params(json!({"argv": ["sh", "-c", "echo ran >> ledger"]}));
+    let refused = hapax.execute(&action, |_| Err::<(), _>(hapax::ActionError::permanent("card declined")));
+    assert!(refused.is_err());
+    for done in [home.sh("k", "echo ran >> ledger"), home.run(["check", "k"])] {
+        assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""));
+        assert_one_line(&done);
+        assert!(done.stderr.contains("card declined"), "{done:?}");
+    }
+    assert_eq!(home.state("k"), "failed");
+    assert!(home.ledger().is_empty());
+    assert!(home.ok(["get", "k"]).contains("error      card declined\n"));
+}
+
+#[test]
+fn a_command_may_lose_its_own_readers() {
+    let home = Home::new();
+    // `yes` must die of its broken pipe, as without us.
+    assert_eq!(home.sh("k", "yes | head -1").stdout, "y\n");
 }
 
 #[test]

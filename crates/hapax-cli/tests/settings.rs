@@ -1,4 +1,6 @@
 //! Settings in layers, and what is wrong in them.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod common;
 
