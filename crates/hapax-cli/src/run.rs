@@ -17,7 +17,7 @@ use self::waiting::Waiting;
 use crate::action::{Planned, reads_stdin};
 use crate::args::{DoubtChoice, Run};
 use crate::child::{self, Ended, Fate, Stopped, Terms};
-use crate::commands::{CLOSE_LIMIT, manager};
+use crate::commands::{close, manager};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::settings::{Chosen, Settings};
@@ -49,7 +49,7 @@ pub async fn run(args: Run, settings: &Settings, json: bool) -> Result<u8, Failu
         .await?;
     let answer = answer(&hapax, &args, planned, settings, report, &waiting, &mut signals).await;
     // The answer stands; what cannot be counted any more is not worth another one.
-    let _ = hapax.shutdown(CLOSE_LIMIT).await;
+    close(&hapax).await;
     answer
 }
 
@@ -155,37 +155,31 @@ async fn execute(
     let time_limit = chosen.timeout.value.0;
     let keep = settings.max_output.value.0;
     let mut terms = Terms { key: &key, attempt, stdin, time_limit, keep };
+    // Before the command: once that is started, nothing may be in its way.
+    let (stdout, stderr) = match report.writers() {
+        Ok(writers) => writers,
+        Err(e) => return Err(freed(claim, 1, "failed", &format!("there is no thread for the output: {e}")).await),
+    };
     let child = match child::start(&args.command, &mut terms) {
         Ok(child) => child,
         Err(e) => return Err(not_started(claim, args, &e).await),
     };
-    let answer = match report.writers() {
-        Ok((stdout, stderr)) => {
-            let ended = child::see_through(child, &terms, signals, &stdout, &stderr).await;
-            let settled = settle(claim, &ended, chosen, keep).await;
-            // The record does not wait for our reader; we do, unless a signal says not to.
-            let written = async { (stdout.finish().await, stderr.finish().await) };
-            tokio::select! {
-                (out, err) = written => {
-                    if let Some(e) = out.or(err) {
-                        report.lost_output(&e, matches!(settled, Ok(End { recorded: true, .. })));
-                    }
-                }
-                _ = signals.next() => {}
+    let ended = child::see_through(child, &terms, signals, &stdout, &stderr).await;
+    let settled = settle(claim, &ended, chosen, keep).await;
+    // The record does not wait for our reader; we do, unless a signal says not to.
+    let written = async { (stdout.finish().await, stderr.finish().await) };
+    tokio::select! {
+        (out, err) = written => {
+            if let Some(e) = out.or(err) {
+                report.lost_output(&e, matches!(settled, Ok(End { recorded: true, .. })));
             }
-            settled.map(|end| (end, ended.kept))
         }
-        Err(e) => {
-            // Started, but nobody can read its output: it gets no further than a full pipe.
-            let why = format!("no thread for the command's output: {e}");
-            let _ = claim.doubt(&why).await;
-            Err(Failure::in_doubt(&key, &why))
-        }
-    };
-    let (End { code, recorded }, kept) = answer?;
+        _ = signals.next() => {}
+    }
+    let End { code, recorded } = settled?;
     if report.json {
         let record = if recorded { hapax.record(&key).await.ok().flatten() } else { None };
-        let text = report.executed(&key, attempt, recorded, record.as_ref(), code, kept)?;
+        let text = report.executed(&key, attempt, recorded, record.as_ref(), code, ended.kept)?;
         crate::terminal::print(&text)?;
     }
     Ok(code)
@@ -211,8 +205,12 @@ async fn settle(claim: Claim, ended: &Ended, chosen: &Chosen, keep: usize) -> Re
         (Fate::Killed(signal), _) => {
             return doubt(claim, &format!("the command was ended by {}", name_of(*signal))).await;
         }
-        (Fate::Left(pid), _) => {
-            return doubt(claim, &format!("hapax was told to end, and process {pid} may still run")).await;
+        (Fate::Left(pid), stopped) => {
+            let why = match stopped {
+                Some(_) => "did not end when it was told to, and",
+                None => "cannot be waited for, and",
+            };
+            return doubt(claim, &format!("the command {why} process {pid} may still run")).await;
         }
         (Fate::Exited(code), Some(Stopped::BySignal(caught))) if *code != 0 => {
             let why = format!("the command was interrupted by SIG{} and exited with {code}", caught.name);
@@ -266,18 +264,22 @@ fn unwritten(key: &Key, what: &str, error: Error) -> Failure {
     }
 }
 
-/// Nothing ran: the key is free.
+/// The program could not be started.
 async fn not_started(claim: Claim, args: &Run, error: &std::io::Error) -> Failure {
-    let key = claim.key().clone();
     let program = args.command.first().map(|p| p.display().to_string()).unwrap_or_default();
     let (code, remedy) = match error.kind() {
         std::io::ErrorKind::NotFound => (NOT_FOUND, "check its name and PATH"),
         std::io::ErrorKind::PermissionDenied => (NOT_STARTED, "check who may execute it"),
         _ => (NOT_STARTED, "check that it is a program or a script with a #! line"),
     };
-    let what = format!("{program} cannot be started ({error}), so nothing ran: {remedy}");
+    freed(claim, code, "not_started", &format!("{program} cannot be started ({error}), so nothing ran: {remedy}")).await
+}
+
+/// Nothing ran: frees the key.
+async fn freed(claim: Claim, code: u8, kind: &'static str, what: &str) -> Failure {
+    let key = claim.key().clone();
     match claim.release().await {
-        Ok(()) => Failure::new(code, "not_started", what).of(&key),
-        Err(e) => unwritten(&key, &what, e),
+        Ok(()) => Failure::new(code, kind, what).of(&key),
+        Err(e) => unwritten(&key, what, e),
     }
 }

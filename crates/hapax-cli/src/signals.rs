@@ -28,29 +28,37 @@ const PASSED_ON: [Caught; 4] = [
 ];
 
 /// The signals that hapax listens to from now on.
-pub struct Signals(Vec<(Caught, unix::Signal)>);
+pub struct Signals {
+    heard: Vec<(Caught, unix::Signal)>,
+    /// Heard by nobody, but no longer ignored: a parent that ignores it would have
+    /// the kernel throw our command's exit code away.
+    _child: unix::Signal,
+}
 
 impl Signals {
     /// Begins to listen.
     pub fn listen() -> Result<Self, Failure> {
         let ignored = ignored();
+        let failed = |name: &str, e: std::io::Error| {
+            Failure::new(1, "failed", format!("there is no handler for SIG{name} to be had: {e}"))
+        };
         let mut heard = Vec::new();
         for caught in PASSED_ON {
             let number = caught.signal.as_raw();
             if ignored & (1 << (number - 1)) != 0 {
                 continue;
             }
-            let stream = unix::signal(SignalKind::from_raw(number))
-                .map_err(|e| Failure::new(1, "failed", format!("no handler for signal {}: {e}", caught.name)))?;
+            let stream = unix::signal(SignalKind::from_raw(number)).map_err(|e| failed(caught.name, e))?;
             heard.push((caught, stream));
         }
-        Ok(Self(heard))
+        let child = unix::signal(SignalKind::child()).map_err(|e| failed("CHLD", e))?;
+        Ok(Self { heard, _child: child })
     }
 
     /// The next signal. Cancel safe.
     pub async fn next(&mut self) -> Caught {
         poll_fn(|context| {
-            for (caught, stream) in &mut self.0 {
+            for (caught, stream) in &mut self.heard {
                 if let Poll::Ready(Some(())) = stream.poll_recv(context) {
                     return Poll::Ready(*caught);
                 }

@@ -312,6 +312,13 @@ fn a_command_may_lose_its_own_readers() {
 }
 
 #[test]
+fn a_parent_that_ignores_its_children_does_not_cost_the_exit_code() {
+    let home = Home::new();
+    let line = format!("trap '' CHLD; exec {} run --key k -- sh -c 'exit 3'", env!("CARGO_BIN_EXE_hapax"));
+    assert_eq!(finish(home.program("bash").args(["-c", &line])).code, Some(3));
+}
+
+#[test]
 fn a_replay_is_said_on_request_and_silent_otherwise() {
     let home = Home::new();
     home.ok(["run", "--key", "k", "--", "true"]);

@@ -76,6 +76,16 @@ fn rules_of_the_file_choose_by_action_and_target() {
     assert_eq!(hours(&["--action", "charge"], &[("HAPAX_TTL", "4h")]), 4, "the environment is above the file");
     assert_eq!(hours(&["--action", "charge", "--ttl", "5h"], &[("HAPAX_TTL", "4h")]), 5);
 
+    // What is recorded by hand is kept as long as what is run.
+    let kept = |record: &Value| {
+        let time = |name: &str| record[name].as_str().unwrap().parse::<hapax::Timestamp>().unwrap();
+        time("expiresAt").since(time("executedAt")).as_secs() / 3600
+    };
+    let key = "s:charge:stripe:0000000000000000";
+    assert_eq!(kept(&home.json(["--json", "mark", key, "--result", "1"])["record"]), 3);
+    home.run(["run", "--action", "charge", "--key", "d", "--", "sh", "-c", "kill -9 $$"]);
+    assert_eq!(kept(&home.json(["--json", "settle", "d", "--happened", "1"])["record"]), 2);
+
     let failing = ["run", "--action", "charge", "--key", "f", "--", "sh", "-c", "echo ran >> ledger; exit 3"];
     home.run(failing);
     assert_eq!((home.run(failing).code, home.ledger().len()), (Some(3), 1));
