@@ -20,7 +20,7 @@ use crate::child::{self, Ended, Fate, Stopped, Terms};
 use crate::commands::{close, manager};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::settings::{Chosen, Settings};
+use crate::settings::{Chosen, From, Settings};
 use crate::signals::{Caught, Signals, name_of};
 use crate::streams::{Kept, replay};
 use crate::units::say;
@@ -43,7 +43,7 @@ pub async fn run(args: Run, settings: &Settings, json: bool) -> Result<u8, Failu
     let mut signals = Signals::listen()?;
     let hook = waiting.clone();
     let hapax = manager(settings)?
-        .policy(policy(&planned.chosen, settings))
+        .policy(policy(&planned.chosen, settings)?)
         .on_wait(move |record, waited| hook.show(record, waited))
         .build()
         .await?;
@@ -53,13 +53,17 @@ pub async fn run(args: Run, settings: &Settings, json: bool) -> Result<u8, Failu
     answer
 }
 
-fn policy(chosen: &Chosen, settings: &Settings) -> PolicyPatch {
+fn policy(chosen: &Chosen, settings: &Settings) -> Result<PolicyPatch, Failure> {
     let patch = chosen.patch();
-    match (&chosen.verify.value, chosen.on_doubt.value) {
-        (Some(command), DoubtChoice::Verify) => {
-            patch.on_doubt(OnDoubt::Verify(verifier(command.clone(), settings.max_output.value.0)))
+    match (chosen.on_doubt.value, &chosen.verify.value) {
+        (DoubtChoice::Verify, Some(command)) => {
+            Ok(patch.on_doubt(OnDoubt::Verify(verifier(command.clone(), settings.max_output.value.0))))
         }
-        _ => patch,
+        (DoubtChoice::Verify, None) => {
+            let from = From("on_doubt", chosen.on_doubt.source);
+            Err(Failure::usage(format!("on_doubt is verify ({from}), but there is nobody to ask: give --verify CMD")))
+        }
+        (DoubtChoice::Refuse | DoubtChoice::Rerun, _) => Ok(patch),
     }
 }
 

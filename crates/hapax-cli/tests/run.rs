@@ -2,6 +2,7 @@
 // A test that panics has failed, which is what it should do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+#[macro_use]
 mod common;
 
 use std::io::{Read as _, Write as _};
@@ -169,7 +170,7 @@ fn the_same_key_with_other_params_runs_nothing() {
 #[test]
 fn output_streams_through_while_the_command_runs() {
     let home = Home::new();
-    let script = "echo early; while [ ! -e go ]; do sleep 0.01; done; echo late";
+    let script = concat!("echo early; ", until_go!(), "; echo late");
     let mut child =
         home.hapax(["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut out = child.stdout.take().unwrap();
