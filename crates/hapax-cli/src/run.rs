@@ -10,7 +10,8 @@ mod waiting;
 use std::process::Stdio;
 use std::time::Duration;
 
-use hapax::{Claim, Claimed, Error, Hapax, Json, Key, OnDoubt, PolicyPatch, State};
+use hapax::{Claim, Claimed, Error, Hapax, Json, Key, OnDoubt, PolicyPatch, Record, State};
+use rustix::io::Errno;
 
 use self::report::Report;
 use self::waiting::Waiting;
@@ -22,7 +23,8 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::settings::{Chosen, From, Settings};
 use crate::signals::{Caught, Signals, name_of};
-use crate::streams::{Kept, replay};
+use crate::streams::{self, Kept};
+use crate::terminal::print;
 use crate::units::say;
 use crate::verify::verifier;
 
@@ -85,20 +87,7 @@ async fn answer(
             at: record.executed_at.unwrap_or(record.started_at),
         }
         .into()),
-        Claimed::Replay(record) => {
-            report.note_replay(&record);
-            let result = record.result.clone();
-            let recorded = result.as_ref().and_then(|r| Output::from_json(r.as_str()));
-            let foreign = result.filter(|_| recorded.is_none());
-            let output = recorded.or_else(|| foreign.as_ref().map(Output::of_foreign)).unwrap_or_default();
-            if json_printed(report, || report.replayed(&record, &output, foreign.as_ref()))? {
-                return Ok(output.exit_code);
-            }
-            if let Err(e) = replay(&output.stdout, &output.stderr) {
-                report.lost_output(&e, true);
-            }
-            Ok(output.exit_code)
-        }
+        Claimed::Replay(record) => replay(&record, report),
         Claimed::Started(claim) => {
             let code = execute(hapax, claim, args, &planned.chosen, settings, report, signals).await?;
             if settings.auto_cleanup.value {
@@ -110,11 +99,18 @@ async fn answer(
     }
 }
 
-fn json_printed(report: Report, text: impl FnOnce() -> Result<String, Failure>) -> Result<bool, Failure> {
+/// Answers from the record; gives the exit code.
+fn replay(record: &Record, report: Report) -> Result<u8, Failure> {
+    report.note_replay(record);
+    let recorded = record.result.as_ref().and_then(|r| Output::from_json(r.as_str()));
+    let foreign = record.result.as_ref().filter(|_| recorded.is_none());
+    let output = recorded.or_else(|| foreign.map(Output::of_foreign)).unwrap_or_default();
     if report.json {
-        crate::terminal::print(&text()?)?;
+        print(&report.replayed(record, &output, foreign)?)?;
+    } else if let Err(e) = streams::replay(&output.stdout, &output.stderr) {
+        report.lost_output(&e, true);
     }
-    Ok(report.json)
+    Ok(output.exit_code)
 }
 
 /// Claims the key. Until that is done nothing has run, and a signal ends it all.
@@ -183,8 +179,7 @@ async fn execute(
     let End { code, recorded } = settled?;
     if report.json {
         let record = if recorded { hapax.record(&key).await.ok().flatten() } else { None };
-        let text = report.executed(&key, attempt, recorded, record.as_ref(), code, ended.kept)?;
-        crate::terminal::print(&text)?;
+        print(&report.executed(&key, attempt, recorded, record.as_ref(), code, ended.kept)?)?;
     }
     Ok(code)
 }
@@ -204,21 +199,21 @@ async fn settle(claim: Claim, ended: &Ended, chosen: &Chosen, keep: usize) -> Re
                 Fate::Left(pid) => format!(" and did not end when it was told to; process {pid} may still run"),
                 _ => " and was ended".into(),
             };
-            return doubt(claim, &format!("the command ran past its time limit of {}{rest}", say(limit))).await;
+            return Err(doubt(claim, &format!("the command ran past its time limit of {}{rest}", say(limit))).await);
         }
         (Fate::Killed(signal), _) => {
-            return doubt(claim, &format!("the command was ended by {}", name_of(*signal))).await;
+            return Err(doubt(claim, &format!("the command was ended by {}", name_of(*signal))).await);
         }
         (Fate::Left(pid), stopped) => {
             let why = match stopped {
                 Some(_) => "did not end when it was told to, and",
                 None => "cannot be waited for, and",
             };
-            return doubt(claim, &format!("the command {why} process {pid} may still run")).await;
+            return Err(doubt(claim, &format!("the command {why} process {pid} may still run")).await);
         }
         (Fate::Exited(code), Some(Stopped::BySignal(caught))) if *code != 0 => {
             let why = format!("the command was interrupted by SIG{} and exited with {code}", caught.name);
-            return doubt(claim, &why).await;
+            return Err(doubt(claim, &why).await);
         }
         (Fate::Exited(code), _) => *code,
     };
@@ -240,7 +235,7 @@ async fn settle(claim: Claim, ended: &Ended, chosen: &Chosen, keep: usize) -> Re
                 "the command ran and exited with {code}, but its output is {size} than the {keep} bytes of max_output, \
                  so it is not recorded (--max-output raises the limit)"
             );
-            doubt(claim, &why).await
+            Err(doubt(claim, &why).await)
         }
     }
 }
@@ -252,12 +247,12 @@ fn as_json(code: u8, kept: &Kept) -> Option<Json> {
     Json::of(&Output::json_of(code, &kept.stdout, &kept.stderr)).ok()
 }
 
-async fn doubt(claim: Claim, why: &str) -> Result<End, Failure> {
+async fn doubt(claim: Claim, why: &str) -> Failure {
     let key = claim.key().clone();
     match claim.doubt(why).await {
-        Err(lost @ Error::LostClaim { .. }) => Err(lost.into()),
+        Err(lost @ Error::LostClaim { .. }) => lost.into(),
         // What cannot be written is in doubt all the same, once this process is gone.
-        Ok(()) | Err(_) => Err(Failure::in_doubt(&key, why)),
+        Ok(()) | Err(_) => Failure::in_doubt(&key, why),
     }
 }
 
@@ -271,10 +266,25 @@ fn unwritten(key: &Key, what: &str, error: Error) -> Failure {
 /// The program could not be started.
 async fn not_started(claim: Claim, args: &Run, error: &std::io::Error) -> Failure {
     let program = args.command.first().map(|p| p.display().to_string()).unwrap_or_default();
-    let (code, remedy) = match error.kind() {
-        std::io::ErrorKind::NotFound => (NOT_FOUND, "check its name and PATH"),
-        std::io::ErrorKind::PermissionDenied => (NOT_STARTED, "check who may execute it"),
-        _ => (NOT_STARTED, "check that it is a program or a script with a #! line"),
+    let (code, remedy) = match Errno::from_io_error(error) {
+        Some(Errno::NOENT) => (NOT_FOUND, "check its name and PATH"),
+        Some(Errno::ACCESS | Errno::PERM) => (NOT_STARTED, "check who may execute it"),
+        Some(Errno::NOEXEC) => (NOT_STARTED, "check that it is a program, or a script with a #! line"),
+        Some(Errno::AGAIN) => (NOT_STARTED, "there may be too many processes: try again"),
+        Some(
+            Errno::NOTDIR
+            | Errno::LOOP
+            | Errno::NAMETOOLONG
+            | Errno::ISDIR
+            | Errno::TXTBSY
+            | Errno::TOOBIG
+            | Errno::INVAL,
+        ) => (NOT_STARTED, "check its path and arguments"),
+        // Too few descriptors, say: that may also come up once the command is started.
+        _ => {
+            let why = format!("{program} may or may not have been started ({error})");
+            return doubt(claim, &why).await;
+        }
     };
     freed(claim, code, "not_started", &format!("{program} cannot be started ({error}), so nothing ran: {remedy}")).await
 }
