@@ -173,7 +173,8 @@ pub struct Run {
     /// Record a nonzero exit too, and replay it, instead of freeing the key
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub remember_failures: Option<bool>,
-    /// End the command after this long (TERM, 5 s later KILL); the key is in doubt then
+    /// End the command after this long (TERM, 5 s later KILL); the key is in doubt then [default:
+    /// none]
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<Limit>,
     /// How long hapax may be silent before its run counts as dead; on this host a dead one is seen
@@ -214,6 +215,7 @@ A command that cannot be started exits with 127 (not found) or 126, as in a shel
 
 Examples:
   hapax run -- ./send-invoice.sh 42
+  hapax run --signal \"$(date +%F)\" -- ./backup.sh    (once a day, whatever cron does)
   hapax run --signal \"$ID\" --action create_task --target trello --params @task.json -- ./create.sh
   hapax run --key payroll-2026-11 --ttl never --verify './paid.sh' -- ./pay.sh";
 

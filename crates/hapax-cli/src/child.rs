@@ -17,7 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::signals::{Caught, Signals, send};
+use crate::signals::{Caught, Passed, Signals, send};
 use crate::streams::{Kept, Which, Writer, pump};
 
 /// Between TERM and KILL, once a time limit has passed.
@@ -127,11 +127,10 @@ async fn wait(child: &mut Child, limit: Option<Duration>, signals: &mut Signals)
             biased;
             status = child.wait() => return (fate(status, raw), stopped),
             caught = signals.next() => {
-                if let Some(pid) = pid {
-                    caught.pass_on(pid);
-                }
                 stopped.get_or_insert(Stopped::BySignal(caught));
-                leave_at.get_or_insert(Instant::now() + PATIENCE);
+                if pid.is_some_and(|pid| caught.pass_on(pid) == Passed::On) {
+                    leave_at.get_or_insert(Instant::now() + PATIENCE);
+                }
             }
             limit = at(term_at, limit) => {
                 term_at = None;

@@ -20,7 +20,7 @@ use crate::settings::{Settings, is_absent};
 use crate::terminal;
 
 /// How long the end of a command waits for what it has begun.
-pub const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs the subcommand; gives the exit code.
 pub fn dispatch(cli: Cli) -> Result<u8, Failure> {
@@ -102,12 +102,9 @@ async fn open(settings: &Settings) -> Result<Hapax, Failure> {
     Ok(manager(settings)?.policy(settings.chosen_by_default()?.patch()).build().await?)
 }
 
-/// Prints an answer, after the store is let go of.
-async fn close(hapax: Option<Hapax>) {
-    if let Some(hapax) = hapax {
-        // The answer stands whatever becomes of the counters.
-        let _ = hapax.shutdown(CLOSE_LIMIT).await;
-    }
+/// Lets go of the store. The answer stands whatever becomes of the counters.
+pub async fn close(hapax: &Hapax) {
+    let _ = tokio::time::timeout(CLOSE_LIMIT, hapax.shutdown(CLOSE_LIMIT)).await;
 }
 
 /// Prints an answer in the form that was asked for.

@@ -7,6 +7,8 @@ use hapax::store::StoreError;
 use hapax::{Error, Key, State};
 use serde::Serialize;
 
+use crate::terminal::acts;
+
 /// Wrong usage or configuration.
 pub const USAGE: u8 = 64;
 /// The key was used with other params.
@@ -84,7 +86,7 @@ impl Failure {
 /// What to do about a key in doubt.
 fn remedy(key: &Key, flags: &str) -> String {
     let settle = format!("hapax settle{flags} {}", quoted(key.as_str()));
-    format!("look whether its effect happened, then run `{settle} --happened RESULT` or `{settle} --not-happened`")
+    format!("look whether its effect happened, then run `{settle} --happened JSON` or `{settle} --not-happened`")
 }
 
 /// A text as one word of a POSIX shell.
@@ -95,7 +97,7 @@ pub fn quoted(text: &str) -> String {
 
 /// A text that may go to a terminal, on one line.
 pub fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if acts(c) { ' ' } else { c }).collect()
 }
 
 impl From<Error> for Failure {
@@ -126,10 +128,15 @@ impl From<Error> for Failure {
                     Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt, so its record stays")).of(&key)
                 }
                 Some(State::InProgress) => Self::new(IN_FLIGHT, "in_flight", said).of(&key),
-                state => {
-                    let state = state.map_or("absent", State::as_str);
-                    Self::new(1, "wrong_state", format!("key {key} is {state}: {what}")).of(&key)
-                }
+                Some(state) => Self::new(
+                    1,
+                    "wrong_state",
+                    format!(
+                        "key {key} is {state} and needs no settling; if it must run again, remove it with `hapax rm`"
+                    ),
+                )
+                .of(&key),
+                None => Self::new(1, "wrong_state", format!("key {key} is absent: {what}")).of(&key),
             },
             Error::Store(StoreError::BadRequest { .. }) => Self::usage(said),
             Error::Store(_) => Self::new(UNAVAILABLE, "store_unavailable", said),

@@ -10,19 +10,21 @@ mod waiting;
 use std::process::Stdio;
 use std::time::Duration;
 
-use hapax::{Claim, Claimed, Error, Hapax, Json, Key, OnDoubt, PolicyPatch, State};
+use hapax::{Claim, Claimed, Error, Hapax, Json, Key, OnDoubt, PolicyPatch, Record, State};
+use rustix::io::Errno;
 
 use self::report::Report;
 use self::waiting::Waiting;
 use crate::action::{Planned, reads_stdin};
 use crate::args::{DoubtChoice, Run};
 use crate::child::{self, Ended, Fate, Stopped, Terms};
-use crate::commands::{CLOSE_LIMIT, manager};
+use crate::commands::{close, manager};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::settings::{Chosen, Settings};
+use crate::settings::{Chosen, From, Settings};
 use crate::signals::{Caught, Signals, name_of};
-use crate::streams::{Kept, replay};
+use crate::streams::{self, Kept};
+use crate::terminal::print;
 use crate::units::say;
 use crate::verify::verifier;
 
@@ -43,23 +45,27 @@ pub async fn run(args: Run, settings: &Settings, json: bool) -> Result<u8, Failu
     let mut signals = Signals::listen()?;
     let hook = waiting.clone();
     let hapax = manager(settings)?
-        .policy(policy(&planned.chosen, settings))
+        .policy(policy(&planned.chosen, settings)?)
         .on_wait(move |record, waited| hook.show(record, waited))
         .build()
         .await?;
     let answer = answer(&hapax, &args, planned, settings, report, &waiting, &mut signals).await;
     // The answer stands; what cannot be counted any more is not worth another one.
-    let _ = hapax.shutdown(CLOSE_LIMIT).await;
+    close(&hapax).await;
     answer
 }
 
-fn policy(chosen: &Chosen, settings: &Settings) -> PolicyPatch {
+fn policy(chosen: &Chosen, settings: &Settings) -> Result<PolicyPatch, Failure> {
     let patch = chosen.patch();
-    match (&chosen.verify.value, chosen.on_doubt.value) {
-        (Some(command), DoubtChoice::Verify) => {
-            patch.on_doubt(OnDoubt::Verify(verifier(command.clone(), settings.max_output.value.0)))
+    match (chosen.on_doubt.value, &chosen.verify.value) {
+        (DoubtChoice::Verify, Some(command)) => {
+            Ok(patch.on_doubt(OnDoubt::Verify(verifier(command.clone(), settings.max_output.value.0))))
         }
-        _ => patch,
+        (DoubtChoice::Verify, None) => {
+            let from = From("on_doubt", chosen.on_doubt.source);
+            Err(Failure::usage(format!("on_doubt is verify ({from}), but there is nobody to ask: give --verify CMD")))
+        }
+        (DoubtChoice::Refuse | DoubtChoice::Rerun, _) => Ok(patch),
     }
 }
 
@@ -81,20 +87,7 @@ async fn answer(
             at: record.executed_at.unwrap_or(record.started_at),
         }
         .into()),
-        Claimed::Replay(record) => {
-            report.note_replay(&record);
-            let result = record.result.clone();
-            let recorded = result.as_ref().and_then(|r| Output::from_json(r.as_str()));
-            let foreign = result.filter(|_| recorded.is_none());
-            let output = recorded.or_else(|| foreign.as_ref().map(Output::of_foreign)).unwrap_or_default();
-            if json_printed(report, || report.replayed(&record, &output, foreign.as_ref()))? {
-                return Ok(output.exit_code);
-            }
-            if let Err(e) = replay(&output.stdout, &output.stderr) {
-                report.lost_output(&e, true);
-            }
-            Ok(output.exit_code)
-        }
+        Claimed::Replay(record) => replay(&record, report),
         Claimed::Started(claim) => {
             let code = execute(hapax, claim, args, &planned.chosen, settings, report, signals).await?;
             if settings.auto_cleanup.value {
@@ -106,11 +99,18 @@ async fn answer(
     }
 }
 
-fn json_printed(report: Report, text: impl FnOnce() -> Result<String, Failure>) -> Result<bool, Failure> {
+/// Answers from the record; gives the exit code.
+fn replay(record: &Record, report: Report) -> Result<u8, Failure> {
+    report.note_replay(record);
+    let recorded = record.result.as_ref().and_then(|r| Output::from_json(r.as_str()));
+    let foreign = record.result.as_ref().filter(|_| recorded.is_none());
+    let output = recorded.or_else(|| foreign.map(Output::of_foreign)).unwrap_or_default();
     if report.json {
-        crate::terminal::print(&text()?)?;
+        print(&report.replayed(record, &output, foreign)?)?;
+    } else if let Err(e) = streams::replay(&output.stdout, &output.stderr) {
+        report.lost_output(&e, true);
     }
-    Ok(report.json)
+    Ok(output.exit_code)
 }
 
 /// Claims the key. Until that is done nothing has run, and a signal ends it all.
@@ -118,8 +118,10 @@ async fn claim(hapax: &Hapax, planned: &Planned, signals: &mut Signals) -> Resul
     let claim = hapax.claim(&planned.action);
     tokio::pin!(claim);
     let caught = tokio::select! {
-        claimed = &mut claim => return Ok(claimed?),
+        // A signal that came while the store was opened is older than the claim.
+        biased;
         caught = signals.next() => caught,
+        claimed = &mut claim => return Ok(claimed?),
     };
     // A claim that is being made just now is given back rather than left in doubt.
     if let Ok(Ok(Claimed::Started(claim))) = tokio::time::timeout(LAST_CALL, claim).await {
@@ -153,38 +155,31 @@ async fn execute(
     let time_limit = chosen.timeout.value.0;
     let keep = settings.max_output.value.0;
     let mut terms = Terms { key: &key, attempt, stdin, time_limit, keep };
+    // Before the command: once that is started, nothing may be in its way.
+    let (stdout, stderr) = match report.writers() {
+        Ok(writers) => writers,
+        Err(e) => return Err(freed(claim, 1, "failed", &format!("there is no thread for the output: {e}")).await),
+    };
     let child = match child::start(&args.command, &mut terms) {
         Ok(child) => child,
         Err(e) => return Err(not_started(claim, args, &e).await),
     };
-    let answer = match report.writers() {
-        Ok((stdout, stderr)) => {
-            let ended = child::see_through(child, &terms, signals, &stdout, &stderr).await;
-            let settled = settle(claim, &ended, chosen, keep).await;
-            // The record does not wait for our reader; we do, unless a signal says not to.
-            let written = async { (stdout.finish().await, stderr.finish().await) };
-            tokio::select! {
-                (out, err) = written => {
-                    if let Some(e) = out.or(err) {
-                        report.lost_output(&e, matches!(settled, Ok(End { recorded: true, .. })));
-                    }
-                }
-                _ = signals.next() => {}
+    let ended = child::see_through(child, &terms, signals, &stdout, &stderr).await;
+    let settled = settle(claim, &ended, chosen, keep).await;
+    // The record does not wait for our reader; we do, unless a signal says not to.
+    let written = async { (stdout.finish().await, stderr.finish().await) };
+    tokio::select! {
+        (out, err) = written => {
+            if let Some(e) = out.or(err) {
+                report.lost_output(&e, matches!(settled, Ok(End { recorded: true, .. })));
             }
-            settled.map(|end| (end, ended.kept))
         }
-        Err(e) => {
-            // Started, but nobody can read its output: it gets no further than a full pipe.
-            let why = format!("no thread for the command's output: {e}");
-            let _ = claim.doubt(&why).await;
-            Err(Failure::in_doubt(&key, &why))
-        }
-    };
-    let (End { code, recorded }, kept) = answer?;
+        _ = signals.next() => {}
+    }
+    let End { code, recorded } = settled?;
     if report.json {
         let record = if recorded { hapax.record(&key).await.ok().flatten() } else { None };
-        let text = report.executed(&key, attempt, recorded, record.as_ref(), code, kept)?;
-        crate::terminal::print(&text)?;
+        print(&report.executed(&key, attempt, recorded, record.as_ref(), code, ended.kept)?)?;
     }
     Ok(code)
 }
@@ -204,17 +199,21 @@ async fn settle(claim: Claim, ended: &Ended, chosen: &Chosen, keep: usize) -> Re
                 Fate::Left(pid) => format!(" and did not end when it was told to; process {pid} may still run"),
                 _ => " and was ended".into(),
             };
-            return doubt(claim, &format!("the command ran past its time limit of {}{rest}", say(limit))).await;
+            return Err(doubt(claim, &format!("the command ran past its time limit of {}{rest}", say(limit))).await);
         }
         (Fate::Killed(signal), _) => {
-            return doubt(claim, &format!("the command was ended by {}", name_of(*signal))).await;
+            return Err(doubt(claim, &format!("the command was ended by {}", name_of(*signal))).await);
         }
-        (Fate::Left(pid), _) => {
-            return doubt(claim, &format!("hapax was told to end, and process {pid} may still run")).await;
+        (Fate::Left(pid), stopped) => {
+            let why = match stopped {
+                Some(_) => "did not end when it was told to, and",
+                None => "cannot be waited for, and",
+            };
+            return Err(doubt(claim, &format!("the command {why} process {pid} may still run")).await);
         }
         (Fate::Exited(code), Some(Stopped::BySignal(caught))) if *code != 0 => {
             let why = format!("the command was interrupted by SIG{} and exited with {code}", caught.name);
-            return doubt(claim, &why).await;
+            return Err(doubt(claim, &why).await);
         }
         (Fate::Exited(code), _) => *code,
     };
@@ -236,7 +235,7 @@ async fn settle(claim: Claim, ended: &Ended, chosen: &Chosen, keep: usize) -> Re
                 "the command ran and exited with {code}, but its output is {size} than the {keep} bytes of max_output, \
                  so it is not recorded (--max-output raises the limit)"
             );
-            doubt(claim, &why).await
+            Err(doubt(claim, &why).await)
         }
     }
 }
@@ -248,12 +247,12 @@ fn as_json(code: u8, kept: &Kept) -> Option<Json> {
     Json::of(&Output::json_of(code, &kept.stdout, &kept.stderr)).ok()
 }
 
-async fn doubt(claim: Claim, why: &str) -> Result<End, Failure> {
+async fn doubt(claim: Claim, why: &str) -> Failure {
     let key = claim.key().clone();
     match claim.doubt(why).await {
-        Err(lost @ Error::LostClaim { .. }) => Err(lost.into()),
+        Err(lost @ Error::LostClaim { .. }) => lost.into(),
         // What cannot be written is in doubt all the same, once this process is gone.
-        Ok(()) | Err(_) => Err(Failure::in_doubt(&key, why)),
+        Ok(()) | Err(_) => Failure::in_doubt(&key, why),
     }
 }
 
@@ -264,18 +263,37 @@ fn unwritten(key: &Key, what: &str, error: Error) -> Failure {
     }
 }
 
-/// Nothing ran: the key is free.
+/// The program could not be started.
 async fn not_started(claim: Claim, args: &Run, error: &std::io::Error) -> Failure {
-    let key = claim.key().clone();
     let program = args.command.first().map(|p| p.display().to_string()).unwrap_or_default();
-    let (code, remedy) = match error.kind() {
-        std::io::ErrorKind::NotFound => (NOT_FOUND, "check its name and PATH"),
-        std::io::ErrorKind::PermissionDenied => (NOT_STARTED, "check who may execute it"),
-        _ => (NOT_STARTED, "check that it is a program or a script with a #! line"),
+    let (code, remedy) = match Errno::from_io_error(error) {
+        Some(Errno::NOENT) => (NOT_FOUND, "check its name and PATH"),
+        Some(Errno::ACCESS | Errno::PERM) => (NOT_STARTED, "check who may execute it"),
+        Some(Errno::NOEXEC) => (NOT_STARTED, "check that it is a program, or a script with a #! line"),
+        Some(Errno::AGAIN) => (NOT_STARTED, "there may be too many processes: try again"),
+        Some(
+            Errno::NOTDIR
+            | Errno::LOOP
+            | Errno::NAMETOOLONG
+            | Errno::ISDIR
+            | Errno::TXTBSY
+            | Errno::TOOBIG
+            | Errno::INVAL,
+        ) => (NOT_STARTED, "check its path and arguments"),
+        // Too few descriptors, say: that may also come up once the command is started.
+        _ => {
+            let why = format!("{program} may or may not have been started ({error})");
+            return doubt(claim, &why).await;
+        }
     };
-    let what = format!("{program} cannot be started ({error}), so nothing ran: {remedy}");
+    freed(claim, code, "not_started", &format!("{program} cannot be started ({error}), so nothing ran: {remedy}")).await
+}
+
+/// Nothing ran: frees the key.
+async fn freed(claim: Claim, code: u8, kind: &'static str, what: &str) -> Failure {
+    let key = claim.key().clone();
     match claim.release().await {
-        Ok(()) => Failure::new(code, "not_started", what).of(&key),
-        Err(e) => unwritten(&key, &what, e),
+        Ok(()) => Failure::new(code, kind, what).of(&key),
+        Err(e) => unwritten(&key, what, e),
     }
 }

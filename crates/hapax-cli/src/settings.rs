@@ -136,11 +136,8 @@ impl Chosen {
         let mut config = Config::default();
         self.patch().apply(&mut config.policy);
         validate(&config)?;
-        match (self.on_doubt.value, &self.verify.value) {
-            (DoubtChoice::Verify, None) => {
-                Err("on_doubt is verify, but there is no command to ask: give --verify CMD".into())
-            }
-            (_, Some(command)) if command.trim().is_empty() => {
+        match &self.verify.value {
+            Some(command) if command.trim().is_empty() => {
                 Err("the verify command is empty: give a shell command, or leave it out".into())
             }
             _ => Ok(()),
@@ -311,6 +308,7 @@ impl Settings {
             }
         }
         chosen.take(&self.from_environment, Source::Environment);
+        chosen.check().map_err(|e| Failure::usage(format!("environment: {e}")))?;
         chosen.take(&self.from_flags, Source::Flag);
         chosen.check().map_err(Failure::usage)?;
         Ok(chosen)

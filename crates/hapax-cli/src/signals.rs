@@ -28,29 +28,37 @@ const PASSED_ON: [Caught; 4] = [
 ];
 
 /// The signals that hapax listens to from now on.
-pub struct Signals(Vec<(Caught, unix::Signal)>);
+pub struct Signals {
+    heard: Vec<(Caught, unix::Signal)>,
+    /// Heard by nobody, but no longer ignored: a parent that ignores it would have
+    /// the kernel throw our command's exit code away.
+    _child: unix::Signal,
+}
 
 impl Signals {
     /// Begins to listen.
     pub fn listen() -> Result<Self, Failure> {
         let ignored = ignored();
+        let failed = |name: &str, e: std::io::Error| {
+            Failure::new(1, "failed", format!("there is no handler for SIG{name} to be had: {e}"))
+        };
         let mut heard = Vec::new();
         for caught in PASSED_ON {
             let number = caught.signal.as_raw();
             if ignored & (1 << (number - 1)) != 0 {
                 continue;
             }
-            let stream = unix::signal(SignalKind::from_raw(number))
-                .map_err(|e| Failure::new(1, "failed", format!("no handler for signal {}: {e}", caught.name)))?;
+            let stream = unix::signal(SignalKind::from_raw(number)).map_err(|e| failed(caught.name, e))?;
             heard.push((caught, stream));
         }
-        Ok(Self(heard))
+        let child = unix::signal(SignalKind::child()).map_err(|e| failed("CHLD", e))?;
+        Ok(Self { heard, _child: child })
     }
 
     /// The next signal. Cancel safe.
     pub async fn next(&mut self) -> Caught {
         poll_fn(|context| {
-            for (caught, stream) in &mut self.0 {
+            for (caught, stream) in &mut self.heard {
                 if let Poll::Ready(Some(())) = stream.poll_recv(context) {
                     return Poll::Ready(*caught);
                 }
@@ -68,15 +76,27 @@ fn ignored() -> u64 {
     set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
 }
 
+/// How a signal came to the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    /// From us.
+    On,
+    /// From the terminal, before it came to us. Whether it is an order to end
+    /// is between the two: in many programs Ctrl-C merely cancels a line.
+    ByTerminal,
+}
+
 impl Caught {
     /// Passes the signal on to the command, unless the command has it already:
     /// a terminal sends Ctrl-C to all in the foreground, and many programs take
     /// a second one as the order to drop everything.
-    pub fn pass_on(self, to: Pid) {
+    pub fn pass_on(self, to: Pid) -> Passed {
         let by_key = matches!(self.signal, Signal::INT | Signal::QUIT);
-        if !(by_key && in_foreground()) {
-            send(to, self.signal);
+        if by_key && in_foreground() {
+            return Passed::ByTerminal;
         }
+        send(to, self.signal);
+        Passed::On
     }
 }
 

@@ -28,7 +28,7 @@ pub fn style_of(state: State) -> Style {
 
 /// Whether a character could do more on a terminal than stand there: controls,
 /// line separators, and marks that turn the direction of writing.
-fn acts(c: char) -> bool {
+pub fn acts(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 

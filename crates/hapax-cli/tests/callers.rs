@@ -1,5 +1,8 @@
 //! Many callers of one key: one runs the command, the others wait or are turned away.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+#[macro_use]
 mod common;
 
 use std::io::Read as _;
@@ -8,7 +11,7 @@ use std::process::Stdio;
 use common::{Home, PATIENCE, Running, assert_one_line, wait_until};
 use rustix::process::Signal;
 
-const SLOW: &str = "touch started; while [ ! -e go ]; do sleep 0.01; done; echo ran >> ledger; echo $HAPAX_ATTEMPT";
+const SLOW: &str = concat!("touch started; ", until_go!(), "; echo ran >> ledger; echo $HAPAX_ATTEMPT");
 
 fn args<'a>(flags: &[&'a str]) -> Vec<&'a str> {
     [&["run", "--key", "k"], flags, &["--", "sh", "-c", SLOW]].concat()
@@ -69,7 +72,7 @@ fn who_does_not_want_to_wait_is_turned_away() {
 #[test]
 fn who_waits_for_a_run_that_fails_runs_the_command_itself() {
     let home = Home::new();
-    let script = "if mkdir first; then touch started; while [ ! -e go ]; do sleep 0.01; done; exit 3; fi; echo second";
+    let script = concat!("if mkdir first; then touch started; ", until_go!(), "; exit 3; fi; echo second");
     let line = ["run", "--key", "k", "--", "sh", "-c", script];
     let first = home.start(line);
     home.wait_for_file("started");

@@ -1,4 +1,6 @@
 //! Every other subcommand, as text and as JSON, and every exit code.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod common;
 

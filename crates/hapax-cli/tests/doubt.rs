@@ -1,6 +1,9 @@
 //! When nobody knows how a run ended: what leaves a key in doubt, and what
 //! settles it.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+#[macro_use]
 mod common;
 
 use std::fs;
@@ -10,8 +13,7 @@ use common::{Done, Home, Running, assert_one_line, kill, wait_until};
 use rustix::process::Signal;
 
 /// A script that says its pid, waits for the file `go`, and then has its effect.
-const SLOW: &str =
-    "echo $$ > pid.new; mv pid.new pid; while [ ! -e go ]; do sleep 0.01; done; echo ran >> ledger; echo done";
+const SLOW: &str = concat!("echo $$ > pid.new; mv pid.new pid; ", until_go!(), "; echo ran >> ledger; echo done");
 
 fn start_slow(home: &Home, flags: &[&str], script: &str) -> Running {
     let running = home.start([&["run", "--key", "k"], flags, &["--", "sh", "-c", script]].concat());
@@ -239,4 +241,24 @@ fn who_waits_for_a_run_that_dies_is_told_of_the_doubt() {
     let done = waiting.finish();
     assert_eq!(done.code, Some(76), "{done:?}");
     kill(child_of(&home), Signal::KILL);
+}
+
+#[test]
+fn a_run_that_was_taken_over_meanwhile_says_that_its_result_does_not_count() {
+    let home = Home::new();
+    let script = concat!("if mkdir first; then touch started; ", until_go!(), "; echo old; else echo new; fi");
+    let line = |flags: &[&'static str]| [&["run", "--key", "k"], flags, &["--", "sh", "-c", script]].concat();
+    let first = home.start(line(&["--lease", "1s"]));
+    home.wait_for_file("started");
+    // It cannot renew its lease any more, though its command goes on.
+    first.signal(Signal::STOP);
+    wait_until("its lease lapses", || home.state("k") == "in_doubt");
+    assert_eq!(home.ok(line(&["--on-doubt", "rerun"])), "new\n");
+    home.write("go", "");
+    first.signal(Signal::CONT);
+    let done = first.finish();
+    assert_eq!((done.code, done.stdout.as_str()), (Some(76), "old\n"), "{done:?}");
+    assert_one_line(&done);
+    assert!(done.stderr.contains("lost its claim"), "{done:?}");
+    assert_eq!(home.ok(line(&[])), "new\n");
 }

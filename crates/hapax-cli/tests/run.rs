@@ -1,5 +1,8 @@
 //! `hapax run`: once, and replayed ever after.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+#[macro_use]
 mod common;
 
 use std::io::{Read as _, Write as _};
@@ -167,7 +170,7 @@ fn the_same_key_with_other_params_runs_nothing() {
 #[test]
 fn output_streams_through_while_the_command_runs() {
     let home = Home::new();
-    let script = "echo early; while [ ! -e go ]; do sleep 0.01; done; echo late";
+    let script = concat!("echo early; ", until_go!(), "; echo late");
     let mut child =
         home.hapax(["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut out = child.stdout.take().unwrap();
@@ -281,6 +284,39 @@ fn a_result_marked_by_hand_is_replayed_as_text() {
     assert!(home.ledger().is_empty());
     let object = home.json(["run", "--json", "--key", "tree", "--", "true"]);
     assert_eq!(object["result"], json!({"id": 1}));
+}
+
+#[test]
+fn an_error_that_the_library_recorded_for_good_is_answered_with_that_error() {
+    let home = Home::new();
+    home.ok(["run", "--key", "other", "--", "true"]);
+    let hapax = hapax::blocking::Hapax::open(&format!("sqlite:{}", home.database().display())).unwrap();
+    let action = hapax::Action::new("sh", "local").key(hapax::Key::given("k").unwrap());
+    let action = action.params(json!({"argv": ["sh", "-c", "echo ran >> ledger"]}));
+    let refused = hapax.execute(&action, |_| Err::<(), _>(hapax::ActionError::permanent("card declined")));
+    assert!(refused.is_err());
+    for done in [home.sh("k", "echo ran >> ledger"), home.run(["check", "k"])] {
+        assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""));
+        assert_one_line(&done);
+        assert!(done.stderr.contains("card declined"), "{done:?}");
+    }
+    assert_eq!(home.state("k"), "failed");
+    assert!(home.ledger().is_empty());
+    assert!(home.ok(["get", "k"]).contains("error      card declined\n"));
+}
+
+#[test]
+fn a_command_may_lose_its_own_readers() {
+    let home = Home::new();
+    // `yes` must die of its broken pipe, as without us.
+    assert_eq!(home.sh("k", "yes | head -1").stdout, "y\n");
+}
+
+#[test]
+fn a_parent_that_ignores_its_children_does_not_cost_the_exit_code() {
+    let home = Home::new();
+    let line = format!("trap '' CHLD; exec {} run --key k -- sh -c 'exit 3'", env!("CARGO_BIN_EXE_hapax"));
+    assert_eq!(finish(home.program("bash").args(["-c", &line])).code, Some(3));
 }
 
 #[test]

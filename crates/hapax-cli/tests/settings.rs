@@ -1,4 +1,6 @@
 //! Settings in layers, and what is wrong in them.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod common;
 
@@ -74,6 +76,16 @@ fn rules_of_the_file_choose_by_action_and_target() {
     assert_eq!(hours(&["--action", "charge"], &[("HAPAX_TTL", "4h")]), 4, "the environment is above the file");
     assert_eq!(hours(&["--action", "charge", "--ttl", "5h"], &[("HAPAX_TTL", "4h")]), 5);
 
+    // What is recorded by hand is kept as long as what is run.
+    let kept = |record: &Value| {
+        let time = |name: &str| record[name].as_str().unwrap().parse::<hapax::Timestamp>().unwrap();
+        time("expiresAt").since(time("executedAt")).as_secs() / 3600
+    };
+    let key = "s:charge:stripe:0000000000000000";
+    assert_eq!(kept(&home.json(["--json", "mark", key, "--result", "1"])["record"]), 3);
+    home.run(["run", "--action", "charge", "--key", "d", "--", "sh", "-c", "kill -9 $$"]);
+    assert_eq!(kept(&home.json(["--json", "settle", "d", "--happened", "1"])["record"]), 2);
+
     let failing = ["run", "--action", "charge", "--key", "f", "--", "sh", "-c", "echo ran >> ledger; exit 3"];
     home.run(failing);
     assert_eq!((home.run(failing).code, home.ledger().len()), (Some(3), 1));
@@ -115,14 +127,13 @@ fn what_is_wrong_in_the_file_is_named_with_file_line_and_field() {
         ("lease = '1ms'", &["lease", "1 s to 24 h"]),
         ("[[rule]]\nttl = '1h'", &["action"]),
         ("[[rule]]\naction = 'a'\nlease = '1ms'", &["rule 1 (a)", "lease"]),
-        ("[[rule]]\naction = 'a'\non_doubt = 'verify'", &["rule 1 (a)", "--verify"]),
+        ("[[rule]]\naction = 'a'\nverify = ''", &["rule 1 (a)", "verify"]),
         ("[[rule]]\naction = 'a'\nidentity = { exclude = ['at'] }", &["line 3", "at"]),
         ("namespace = ", &["line 1"]),
         ("namespace = 'a b'", &["namespace"]),
         ("max_entries = 0", &["max_entries"]),
         ("max_output = '1GB'", &["1GB"]),
         ("on_full = 'explode'", &["explode"]),
-        ("on_doubt = 'verify'", &["verify"]),
     ] {
         home.configure(text);
         for args in [&["run", "--", "touch", "ran"][..], &["ls"], &["key", "--", "x"], &["config"]] {
@@ -191,6 +202,13 @@ fn a_verifier_in_the_file_is_asked() {
     home.configure("verify = 'echo seen'");
     home.sh("k", "kill -9 $$");
     assert_eq!(home.sh("k", "kill -9 $$").stdout, "seen\n");
+    // A file may leave it to the flag who is asked.
+    home.configure("on_doubt = 'verify'");
+    let done = home.run(["run", "--", "touch", "ran"]);
+    assert!(done.code == Some(64) && done.stderr.contains("--verify"), "{done:?}");
+    assert_eq!(home.run(["run", "--verify", "exit 2", "--", "true"]).code, Some(0));
+    home.ok(["ls"]);
+    home.configure("verify = 'echo seen'");
     // A flag can take it back.
     home.sh("q", "kill -9 $$");
     assert_eq!(home.run(["run", "--key", "q", "--on-doubt", "refuse", "--", "sh", "-c", "kill -9 $$"]).code, Some(76));

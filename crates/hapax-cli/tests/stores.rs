@@ -1,5 +1,7 @@
 //! Stores that cannot be used, and configurations that cannot be read: a clear
 //! line, the right code, and nothing lost.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod common;
 

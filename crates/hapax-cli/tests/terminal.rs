@@ -1,8 +1,14 @@
 //! What reaches a terminal: colour where it is wanted, and nothing that draws.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+#[macro_use]
 mod common;
 
-use common::{Done, Home, finish};
+use std::io::Write as _;
+use std::process::Stdio;
+
+use common::{Done, Home, finish, wait_until};
 
 /// Runs the binary on a terminal of its own; `None` where there is no `script`.
 fn on_terminal(home: &Home, args: &str, env: &[(&str, &str)]) -> Option<String> {
@@ -82,7 +88,7 @@ fn a_standard_output_that_cannot_be_written_is_a_failure() {
     home.ok(["mark", "k", "--result", "1"]);
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full");
     let Ok(to) = full() else { return };
-    let output = home.hapax(["get", "k"]).stdout(to).stderr(std::process::Stdio::piped()).output().unwrap();
+    let output = home.hapax(["get", "k"]).stdout(to).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).starts_with("hapax: standard output cannot be written"));
     // A run is recorded all the same, and says that it was not shown.
@@ -90,4 +96,26 @@ fn a_standard_output_that_cannot_be_written_is_a_failure() {
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stderr).contains("replays it"), "{output:?}");
     assert_eq!(home.ok(["run", "--key", "r", "--", "echo", "out"]), "out\n");
+}
+
+#[test]
+fn a_ctrl_c_of_the_terminal_reaches_the_command_once() {
+    let home = Home::new();
+    let script = concat!("trap 'echo int >> ledger' INT; touch started; ", until_go!(), "; echo ran >> ledger");
+    home.write("command.sh", script);
+    let line = format!("exec {} run --key k -- sh ./command.sh", env!("CARGO_BIN_EXE_hapax"));
+    let mut command = home.program("script");
+    command.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let Ok(mut terminal) = command.spawn() else {
+        eprintln!("skipped: there is no `script` here");
+        return;
+    };
+    let mut keyboard = terminal.stdin.take().unwrap();
+    home.wait_for_file("started");
+    keyboard.write_all(b"\x03").unwrap();
+    wait_until("the command gets its signal", || !home.ledger().is_empty());
+    home.write("go", "");
+    assert!(terminal.wait().unwrap().success(), "the command ended well, so that is recorded");
+    assert_eq!(home.ledger(), ["int", "ran"]);
+    assert_eq!(home.state("k"), "completed");
 }

@@ -25,7 +25,7 @@ pub async fn check(key: &str, settings: &Settings, json: bool) -> Result<u8, Fai
         Some(record) => Some(record),
         None => hapax.record(&key).await?,
     };
-    close(Some(hapax)).await;
+    close(&hapax).await;
     let Some(record) = record else { return Ok(1) };
     match record.state {
         State::Completed => {
@@ -58,7 +58,9 @@ pub async fn get(key: &str, settings: &Settings, json: bool) -> Result<u8, Failu
         Some(hapax) => hapax.record(&key).await?,
         None => None,
     };
-    close(hapax).await;
+    if let Some(hapax) = &hapax {
+        close(hapax).await;
+    }
     let record = record.ok_or_else(|| Failure::absent(&key))?;
     print(json, &record, || show::record(&record))?;
     Ok(0)
@@ -93,7 +95,9 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
     } else {
         answer.next = None;
     }
-    close(hapax).await;
+    if let Some(hapax) = &hapax {
+        close(hapax).await;
+    }
     if json {
         terminal::print(&terminal::json(&answer)?)?;
         return Ok(0);
@@ -109,10 +113,12 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
     Ok(0)
 }
 
-fn ttl(given: Option<Keep>, settings: &Settings) -> Result<Ttl, Failure> {
-    match given {
-        Some(keep) => Ok(keep.0),
-        None => Ok(settings.chosen_by_default()?.ttl.value.0),
+/// The time to live that a run of this action would choose, unless one is given.
+fn ttl(given: Option<Keep>, action: Option<(&str, &str)>, settings: &Settings) -> Result<Ttl, Failure> {
+    match (given, action) {
+        (Some(keep), _) => Ok(keep.0),
+        (None, Some((type_, target))) => Ok(settings.chosen(type_, target)?.ttl.value.0),
+        (None, None) => Ok(settings.chosen_by_default()?.ttl.value.0),
     }
 }
 
@@ -127,10 +133,12 @@ fn until(record: &Record) -> String {
 pub async fn mark(args: Mark, settings: &Settings, json: bool) -> Result<u8, Failure> {
     let key = Key::given(&args.key)?;
     let result = result_of(&args.result, settings.max_output.value.0)?;
-    let ttl = ttl(args.ttl, settings)?;
+    let parts = key.parts().ok();
+    let action = parts.as_ref().map(|p| (p.action_type.as_str(), p.target.as_str()));
+    let ttl = ttl(args.ttl, action, settings)?;
     let hapax = open(settings).await?;
     let marked = hapax.mark_executed(&key, &result, Some(ttl)).await?;
-    close(Some(hapax)).await;
+    close(&hapax).await;
     let (recorded, record) = match marked {
         Marked::Recorded(record) => (true, record),
         Marked::Exists(record) => (false, record),
@@ -145,16 +153,18 @@ pub async fn mark(args: Mark, settings: &Settings, json: bool) -> Result<u8, Fai
 /// Says what became of a key in doubt.
 pub async fn settle(args: Settle, settings: &Settings, json: bool) -> Result<u8, Failure> {
     let key = Key::given(&args.key)?;
-    let (name, settlement) = match &args.happened {
+    let result = args.happened.as_deref().map(|source| result_of(source, settings.max_output.value.0)).transpose()?;
+    let Some(hapax) = existing(settings).await? else { return Err(Failure::absent(&key)) };
+    let (name, settlement) = match result {
         Some(result) => {
-            let result = result_of(result, settings.max_output.value.0)?;
-            ("happened", Settlement::Happened { result, ttl: ttl(args.ttl, settings)? })
+            let record = hapax.record(&key).await?;
+            let action = record.as_ref().map(|r| (r.action_type.as_str(), r.target.as_str()));
+            ("happened", Settlement::Happened { result, ttl: ttl(args.ttl, action, settings)? })
         }
         None => ("notHappened", Settlement::NotHappened),
     };
-    let Some(hapax) = existing(settings).await? else { return Err(Failure::absent(&key)) };
     let record = hapax.settle(&key, settlement).await?;
-    close(Some(hapax)).await;
+    close(&hapax).await;
     print(json, &json!({ "key": key, "settled": name, "record": record }), || match &record {
         Some(record) => format!("{key} is completed, {}: the next run replays it", until(record)),
         None => format!("{key} is free: the next run runs it"),
@@ -167,7 +177,7 @@ pub async fn remove(key: &str, settings: &Settings, json: bool) -> Result<u8, Fa
     let key = Key::given(key)?;
     let Some(hapax) = existing(settings).await? else { return Err(Failure::absent(&key)) };
     let removed = hapax.clear_key(&key).await?;
-    close(Some(hapax)).await;
+    close(&hapax).await;
     if !removed {
         return Err(Failure::absent(&key));
     }
@@ -184,7 +194,9 @@ pub async fn cleanup(args: Cleanup, settings: &Settings, json: bool) -> Result<u
         Some(hapax) if args.all => hapax.clear_all().await?,
         Some(hapax) => hapax.cleanup_oldest_entries(args.oldest.unwrap_or(0)).await?,
     };
-    close(hapax).await;
+    if let Some(hapax) = &hapax {
+        close(hapax).await;
+    }
     let s = if removed == 1 { "" } else { "s" };
     print(json, &json!({ "removed": removed }), || format!("removed {removed} record{s}"))?;
     Ok(0)

@@ -22,7 +22,9 @@ pub async fn stats(reset: bool, settings: &Settings, json: bool) -> Result<u8, F
     if let (true, Some(hapax)) = (reset, &hapax) {
         hapax.reset_stats().await?;
     }
-    close(hapax).await;
+    if let Some(hapax) = &hapax {
+        close(hapax).await;
+    }
     print(json, &stats, || {
         let rows = [
             ("hits", stats.hits.to_string()),
@@ -77,7 +79,9 @@ pub async fn info(settings: &Settings, json: bool) -> Result<u8, Failure> {
             now: SystemClock.now(),
         },
     };
-    close(hapax).await;
+    if let Some(hapax) = &hapax {
+        close(hapax).await;
+    }
     let answer = Answer { info, exists };
     print(json, &answer, || text(&answer))?;
     Ok(0)

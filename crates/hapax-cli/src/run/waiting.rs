@@ -60,8 +60,15 @@ impl Waiting {
                 let turn = usize::try_from(waited.as_millis() / 100).unwrap_or(0) % FRAMES.len();
                 let frame = FRAMES.get(turn).unwrap_or(&'⠿');
                 // One line, whatever the terminal's width: back, draw, wipe the rest.
+                let width = match rustix::termios::tcgetwinsize(std::io::stderr()) {
+                    Ok(size) if size.ws_col > 0 => size.ws_col,
+                    // Terminals that do not know are as wide as they always were.
+                    _ => 80,
+                };
+                let text = format!("{frame} waiting for {holder}, running for {age}");
+                let text: String = text.chars().take(usize::from(width).saturating_sub(1)).collect();
                 let mut out = anstream::stderr().lock();
-                let _ = write!(out, "\r{DIM}{frame} waiting for {holder}, running for {age}{DIM:#}\x1b[K");
+                let _ = write!(out, "\r{DIM}{text}{DIM:#}\x1b[K");
                 let _ = out.flush();
             }
         }

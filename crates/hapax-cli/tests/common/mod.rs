@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+
+/// Shell that waits for the file `go`, but not for ever: a test may have failed meanwhile.
+#[allow(unused_macros)]
+macro_rules! until_go {
+    () => {
+        "i=0; until [ -e go ] || [ $((i+=1)) -gt 3000 ]; do sleep 0.01; done"
+    };
+}
 
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,7 +70,8 @@ impl Home {
     pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.0.path());
-        command.current_dir(self.0.path()).stdin(Stdio::null());
+        // A group of its own: no terminal that the tests are run from has it in its foreground.
+        command.current_dir(self.0.path()).stdin(Stdio::null()).process_group(0);
         command
     }
 

@@ -262,3 +262,21 @@ fn migrate(conn: &mut Connection, location: &str) -> Result<(), StoreError> {
     tracing::debug!(store = location, from = version, to = known_version(), "schema is up to date");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_others_are_just_making_is_opened_with_them() {
+        for _ in 0..40 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("x.db");
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| open(&path, "sqlite:x.db").map(drop).unwrap());
+                }
+            });
+        }
+    }
+}
