@@ -21,9 +21,8 @@ mod on_memory {
     hapax::conformance_tests!(crate::memory);
 }
 
-mod on_memory_in_real_time {
-    hapax::conformance_tests!(crate::memory_in_real_time);
-}
+#[path = "conformance/flawed.rs"]
+mod flawed;
 
 #[cfg(feature = "sqlite")]
 mod sqlite {
