@@ -85,8 +85,13 @@ impl Failure {
 
 /// What to do about a key in doubt.
 fn remedy(key: &Key, flags: &str) -> String {
-    let settle = format!("hapax settle{flags} {}", quoted(key.as_str()));
-    format!("look whether its effect happened, then run `{settle} --happened JSON` or `{settle} --not-happened`")
+    let word = quoted(key.as_str());
+    let settle = |answer: &str| match word.starts_with('-') {
+        // It looks like a flag.
+        true => format!("`hapax settle{flags} {answer} -- {word}`"),
+        false => format!("`hapax settle{flags} {word} {answer}`"),
+    };
+    format!("look whether its effect happened, then run {} or {}", settle("--happened JSON"), settle("--not-happened"))
 }
 
 /// A text as one word of a POSIX shell.
@@ -167,6 +172,13 @@ mod tests {
         assert_eq!(quoted("s:create_task:trello:1557ebfc75da3109"), "s:create_task:trello:1557ebfc75da3109");
         assert_eq!(quoted("a;rm$(x)'"), r"'a;rm$(x)'\'''");
         assert_eq!(quoted("~root"), "'~root'");
+    }
+
+    #[test]
+    fn the_remedy_can_be_run_as_it_stands() {
+        let remedy = |key: &str| remedy(&Key::given(key).unwrap(), " --store sqlite:x.db");
+        assert!(remedy("k").contains("`hapax settle --store sqlite:x.db k --not-happened`"), "{}", remedy("k"));
+        assert!(remedy("-k").contains("`hapax settle --store sqlite:x.db --not-happened -- -k`"), "{}", remedy("-k"));
     }
 
     #[test]

@@ -123,11 +123,8 @@ async fn many_processes_open_a_brand_new_file_at_once_and_one_of_them_begins_eac
     }
     let mut begun = Vec::new();
     for rival in rivals {
-        loop {
-            match rival.hear().parse::<u32>() {
-                Ok(n) => begun.push(n),
-                Err(_) => break,
-            }
+        while let Ok(n) = rival.hear().parse::<u32>() {
+            begun.push(n);
         }
         rival.ends();
     }
