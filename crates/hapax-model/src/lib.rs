@@ -6,6 +6,7 @@
 //! - `mutant`: the rules, each with a way to leave it out.
 //! - `protocol`: callers, a network, a target, a clock and an operator around
 //!   that record, with whatever can go wrong, for Stateright.
+//! - `world`: what a state of it is.
 //! - `property`: what must be true in every state.
 //! - `graph`: the reachable states as a graph, for what must stay reachable.
 //!
@@ -13,7 +14,10 @@
 //! rules are written down a second time, from the contract.
 #![forbid(unsafe_code)]
 
+pub mod check;
+pub mod graph;
 pub mod mutant;
 pub mod property;
 pub mod protocol;
 pub mod spec;
+pub mod world;

@@ -19,6 +19,8 @@ pub enum Mutant {
     LiveIsFree,
     /// A key whose lease has lapsed is free.
     LapsedIsFree,
+    /// A lease never lapses.
+    LapsedIsBusy,
     /// A key in doubt is free.
     DoubtIsFree,
     /// A take-over may name any attempt.
@@ -57,13 +59,14 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::NoFencing,
         Self::LateEndAfterTakeover,
         Self::AnyBeatRenews,
         Self::BeatRevives,
         Self::LiveIsFree,
         Self::LapsedIsFree,
+        Self::LapsedIsBusy,
         Self::DoubtIsFree,
         Self::TakeOverOfAny,
         Self::SettlementOfAny,

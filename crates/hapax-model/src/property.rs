@@ -4,8 +4,9 @@
 //! Invariant: a ghost is written here only, from what the world shows; a
 //! property that is broken stays so, and the state it was broken in is the last.
 
-use crate::protocol::{Effect, OnDoubt, Protocol, State, bit};
-use crate::spec::{Answer, Attempt, Op, Value, Written};
+use crate::protocol::Protocol;
+use crate::spec::{Answer, Op, Value, Written};
+use crate::world::{Effect, State, bit};
 
 /// A property that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,7 +37,7 @@ pub const RESULT_STAYS: &str = "a recorded result is the result";
 pub const ONE_EFFECT: &str = "at most one effect";
 /// A key is absent, and is begun afresh, only when no effect of it happened or may still happen.
 pub const DOUBT_KEPT: &str = "no silent second run";
-/// An attempt that no longer holds the key changes nothing.
+/// An attempt that does not hold the key changes nothing.
 pub const STALE: &str = "a stale attempt changes nothing";
 /// An attempt that once read as in doubt never reads as in progress again.
 pub const LAPSE_STAYS: &str = "a lapsed lease stays lapsed";
@@ -87,8 +88,6 @@ pub struct Ghost {
     held: u8,
     /// Who has been in doubt.
     doubted: u8,
-    /// Who held the key and does no more.
-    stale: u8,
     /// The answer on record in this lifetime: a result, or an error for good.
     recorded: Option<Option<Value>>,
     /// The first property that was broken.
@@ -104,7 +103,14 @@ impl Ghost {
     pub(crate) fn forget_all_but(&mut self, used: u8) {
         self.held &= used;
         self.doubted &= used;
-        self.stale &= used;
+    }
+
+    /// Gives the attempts other numbers: in sets of them, and alone.
+    pub(crate) fn rename(&mut self, set: impl Fn(u8) -> u8, one: impl Fn(u8) -> u8) {
+        for bits in [&mut self.held, &mut self.doubted] {
+            *bits = set(*bits);
+        }
+        self.recorded = self.recorded.map(|value| value.map(one));
     }
 
     fn must(&mut self, holds: bool, broken: Broken) {
@@ -122,6 +128,18 @@ impl Ghost {
         let (old, new) = (before.store.row, state.store.row);
         let mut ghost = state.ghost;
 
+        // Who does not hold the key changes nothing. Rows whose time is over go whoever comes by.
+        let by = match op {
+            Op::End { attempt, .. } | Op::Beat(attempt) => Some(attempt),
+            Op::Settle { of, .. } => of,
+            Op::Begin { take_over, .. } if old.is_some() => take_over,
+            _ => None,
+        };
+        let holds = old.map(|row| row.attempt) == by;
+        let expired = old.is_some_and(|row| row.expired);
+        let changed = before.store != state.store;
+        ghost.must(by.is_none() || holds || expired || !changed, Broken::Stale);
+
         // Who holds a running lease.
         match op {
             Op::Begin { attempt, .. } if matches!(answer, Answer::Started(_)) => ghost.held |= bit(attempt),
@@ -132,34 +150,14 @@ impl Ghost {
         }
         ghost.must(ghost.held.count_ones() <= 1, Broken::OneLive);
 
-        // Who is stale, and whether that changed anything.
-        let by = match op {
-            Op::End { attempt, .. } | Op::Beat(attempt) => Some(attempt),
-            Op::Settle { of, .. } => of,
-            // To begin on an absent key is no take-over, whatever was asked.
-            Op::Begin { take_over, .. } => take_over.filter(|_| old.is_some_and(|row| !row.expired)),
-            _ => None,
-        };
-        if let Some(by) = by {
-            // Rows whose time is over go whoever comes by.
-            let changed = before.store != state.store && !old.is_some_and(|row| row.expired);
-            ghost.must(ghost.stale & bit(by) == 0 || !changed, Broken::Stale);
-        }
-        if let Some(old) = old
-            && new.is_none_or(|new| new.attempt != old.attempt)
-        {
-            ghost.stale |= bit(old.attempt);
-        }
-
         // The end of a lifetime: a recorded answer goes by its time to live, or an operator's hand.
         let was_recorded = old.is_some_and(|row| matches!(row.written, Written::Completed | Written::Failed));
-        let is_same = matches!((old, new), (Some(old), Some(new)) if old.written == new.written && old.attempt == new.attempt);
-        let over = was_recorded
-            && !is_same
-            && (old.is_some_and(|row| row.expired) || matches!(op, Op::Remove | Op::Clear));
+        let is_same =
+            matches!((old, new), (Some(old), Some(new)) if old.written == new.written && old.attempt == new.attempt);
+        let over = was_recorded && !is_same && (expired || matches!(op, Op::Remove | Op::Clear));
         if over {
             ghost.recorded = None;
-            state.effects.fill(Effect::None);
+            state.next_lifetime(protocol.is_strict());
         }
 
         // A key begun afresh.
@@ -180,24 +178,22 @@ impl Ghost {
             ghost.recorded = Some(row.value);
         }
         state.ghost = ghost;
-        let _ = protocol;
     }
 
     /// A caller is told the key's answer: a result, or an error for good.
-    pub(crate) fn told(state: &mut State, value: Option<Value>, protocol: &Protocol) {
+    pub(crate) fn told(state: &mut State, value: Option<Value>) {
         let expired = state.store.row.is_some_and(|row| row.expired);
         let happened = value.is_none_or(|v| v == crate::spec::HAND || state.effect(v) == Effect::Happened);
         let recorded = state.ghost.recorded;
         state.ghost.must(!expired, Broken::ExpiredSilent);
         state.ghost.must(recorded == Some(value) && happened, Broken::ToldTruth);
-        let _ = protocol;
     }
 
     /// After any step.
     pub(crate) fn after_step(state: &mut State, protocol: &Protocol) {
         let mut ghost = state.ghost;
         let effects = state.effects.iter().filter(|e| **e == Effect::Happened).count();
-        if protocol.callers.iter().all(|c| *c != OnDoubt::RunAgain) {
+        if protocol.is_strict() {
             ghost.must(effects <= 1, Broken::OneEffect);
         }
         if let Some(recorded) = ghost.recorded {
@@ -221,10 +217,4 @@ impl Ghost {
 
 fn may_have_happened(state: &State) -> bool {
     state.effects.iter().any(|e| matches!(e, Effect::Happened | Effect::UnderWay))
-}
-
-/// Attempts by which a state could be told from its like; for reports.
-#[must_use]
-pub fn effects_happened(state: &State) -> Vec<Attempt> {
-    (1..).zip(&state.effects).filter(|(_, e)| **e == Effect::Happened).map(|(attempt, _)| attempt).collect()
 }

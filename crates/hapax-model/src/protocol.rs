@@ -15,8 +15,9 @@
 use stateright::{Model, Property};
 
 use crate::mutant::Mutant;
-use crate::property::{Broken, Ghost, PROPERTIES};
+use crate::property::{Ghost, PROPERTIES};
 use crate::spec::{Answer, Attempt, Ending, HAND, Op, Row, Spec, Value, Written};
+use crate::world::{Caller, Effect, Finding, Message, Phase, State, bit};
 
 /// What a caller does on a key in doubt; see [`OnDoubt`](hapax::OnDoubt).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,116 +76,11 @@ pub struct Protocol {
     pub clock: bool,
     /// Whether the power fails.
     pub power: bool,
+    /// Whether worlds that differ in the numbers of attempts alone count as one. Those who
+    /// follow a path through the states turn it off, so that a number stays an attempt's.
+    pub symmetry: bool,
     /// The rule that is left out.
     pub mutant: Option<Mutant>,
-}
-
-/// What a caller is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Phase {
-    /// Between two calls.
-    Idle,
-    /// Waiting for the answer to `begin`; `open`: it would take over a doubt that nobody has looked into.
-    Begin {
-        /// The attempt it would be.
-        attempt: Attempt,
-        /// Whose doubt it takes over.
-        take_over: Option<Attempt>,
-        /// Whether that doubt is open.
-        open: bool,
-    },
-    /// About to look whether the effect happened.
-    Look {
-        /// In doubt by this attempt.
-        of: Attempt,
-    },
-    /// Waiting for the answer to `settle`.
-    Settle {
-        /// In doubt by this attempt.
-        of: Attempt,
-        /// What the target showed.
-        value: Value,
-    },
-    /// The action runs and has done nothing yet.
-    Run {
-        /// The attempt.
-        attempt: Attempt,
-        /// Whether it took over an open doubt.
-        open: bool,
-    },
-    /// The effect was sent; no answer yet.
-    Act {
-        /// The attempt.
-        attempt: Attempt,
-        /// Whether it took over an open doubt.
-        open: bool,
-    },
-    /// Waiting for the answer to `end`.
-    End {
-        /// The attempt.
-        attempt: Attempt,
-        /// How it ends.
-        ending: Ending,
-    },
-}
-
-/// A caller: a process of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Caller {
-    /// What it does on a key in doubt.
-    pub on_doubt: OnDoubt,
-    /// What it is about.
-    pub phase: Phase,
-}
-
-/// A request on its way to the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Message {
-    /// What is asked.
-    pub op: Op,
-    /// Whether somebody still waits for its answer.
-    pub awaited: bool,
-}
-
-/// The effect of an attempt, at the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Effect {
-    /// Not sent.
-    None,
-    /// Sent, and may happen at any time.
-    UnderWay,
-    /// It happened.
-    Happened,
-    /// It will not happen: the target refuses it.
-    Barred,
-}
-
-/// What an operator has seen of a key in doubt, and will say of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Finding {
-    /// The attempt that left it so.
-    pub of: Attempt,
-    /// Whether the effect happened.
-    pub happened: bool,
-}
-
-/// The world at a moment.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct State {
-    /// What the store reads.
-    pub store: Spec,
-    /// What it would read after a power cut.
-    pub durable: Spec,
-    /// The callers, in no order.
-    pub callers: Vec<Caller>,
-    /// The requests on their way, in no order.
-    pub wire: Vec<Message>,
-    /// The effects of the key's present lifetime, by attempt.
-    pub effects: Vec<Effect>,
-    /// What the operator has seen.
-    pub operator: Option<Finding>,
-    /// What the properties need of the past.
-    pub ghost: Ghost,
 }
 
 /// A step of the world.
@@ -247,6 +143,7 @@ impl Protocol {
             operator: true,
             clock: true,
             power: true,
+            symmetry: true,
             mutant: None,
         }
     }
@@ -280,6 +177,12 @@ impl Protocol {
         }
     }
 
+    /// Whether every number of an attempt is taken, so that nobody can call.
+    #[must_use]
+    pub fn is_spent(&self, state: &State) -> bool {
+        self.free_attempt(state).is_none()
+    }
+
     fn is(&self, mutant: Mutant) -> bool {
         self.mutant == Some(mutant)
     }
@@ -288,6 +191,14 @@ impl Protocol {
     fn free_attempt(&self, state: &State) -> Option<Attempt> {
         let used = state.attempts_in_use();
         (1..=self.attempts).find(|attempt| used & bit(*attempt) == 0)
+    }
+
+    /// An attempt that nothing is known of: its number stands for an id that nobody has had.
+    fn new_attempt(&self, state: &mut State) -> Option<Attempt> {
+        let attempt = self.free_attempt(state)?;
+        state.ghost.forget_all_but(!bit(attempt));
+        *state.effect_mut(attempt)? = Effect::None;
+        Some(attempt)
     }
 
     fn ask(&self, state: &mut State, caller: usize, phase: Phase) {
@@ -322,14 +233,14 @@ impl Protocol {
     }
 
     /// What a caller makes of an answer.
-    fn answered(&self, state: &mut State, caller: usize, op: Op, answer: Answer) {
+    fn answered(&self, state: &mut State, caller: usize, answer: Answer) {
         let Some(Caller { on_doubt, phase }) = state.callers.get(caller).copied() else { return };
         state.set(caller, Phase::Idle);
         match (phase, answer) {
             (Phase::Begin { attempt, open, .. }, Answer::Started(_)) => state.set(caller, Phase::Run { attempt, open }),
             (Phase::Begin { attempt, .. }, Answer::Exists(view)) => match (view.state, on_doubt) {
-                (Written::Completed, _) => Ghost::told(state, view.value, self),
-                (Written::Failed, _) => Ghost::told(state, None, self),
+                (Written::Completed, _) => Ghost::told(state, view.value),
+                (Written::Failed, _) => Ghost::told(state, None),
                 // It waits for the end, then asks again; or is turned away.
                 (Written::InProgress, _) | (Written::InDoubt, OnDoubt::Refuse) => {}
                 (Written::InDoubt, OnDoubt::RunAgain) => {
@@ -338,12 +249,11 @@ impl Protocol {
                 }
                 (Written::InDoubt, OnDoubt::Verify) => state.set(caller, Phase::Look { of: view.attempt }),
             },
-            (Phase::End { ending: Ending::Complete(value), .. }, Answer::Done) => Ghost::told(state, Some(value), self),
-            (Phase::End { ending: Ending::Fail, .. }, Answer::Done) => Ghost::told(state, None, self),
-            (Phase::Settle { .. }, Answer::Found(Some(view))) => Ghost::told(state, view.value, self),
+            (Phase::End { ending: Ending::Complete(value), .. }, Answer::Done) => Ghost::told(state, Some(value)),
+            (Phase::End { ending: Ending::Fail, .. }, Answer::Done) => Ghost::told(state, None),
+            (Phase::Settle { .. }, Answer::Found(Some(view))) => Ghost::told(state, view.value),
             _ => {}
         }
-        let _ = op;
     }
 
     /// A caller gets no answer; what it has asked stays on its way.
@@ -435,7 +345,7 @@ impl Protocol {
     fn do_step(&self, state: &mut State, step: Step) -> Option<()> {
         match step {
             Step::Call(caller) => {
-                let attempt = self.free_attempt(state)?;
+                let attempt = self.new_attempt(state)?;
                 self.ask(state, caller, Phase::Begin { attempt, take_over: None, open: false });
             }
             Step::Deliver(index) => {
@@ -444,7 +354,7 @@ impl Protocol {
                 let waiting = message.awaited.then(|| state.waiting_for(message.op)).flatten();
                 let answer = self.apply(state, message.op);
                 if let Some(caller) = waiting {
-                    self.answered(state, caller, message.op, answer);
+                    self.answered(state, caller, answer);
                 }
             }
             Step::Lose(index) => drop(state.wire.remove(index)),
@@ -490,7 +400,7 @@ impl Protocol {
                 match self.look(state) {
                     Some(value) => self.ask(state, caller, Phase::Settle { of, value }),
                     None => {
-                        let attempt = self.free_attempt(state)?;
+                        let attempt = self.new_attempt(state)?;
                         self.ask(state, caller, Phase::Begin { attempt, take_over: Some(of), open: false });
                     }
                 }
@@ -510,7 +420,7 @@ impl Protocol {
             Step::PowerCut => {
                 state.store = state.durable;
                 // Leases of the boot before have lapsed.
-                state.store.step(Op::Lapse, None);
+                state.store.step(Op::Lapse, self.mutant);
                 state.durable = state.store;
                 for caller in 0..state.callers.len() {
                     self.kill(state, caller);
@@ -534,126 +444,6 @@ fn settlement_of(finding: Finding) -> Op {
     Op::Settle { of: Some(finding.of), happened: finding.happened.then_some(HAND) }
 }
 
-/// An attempt as a bit of a set.
-pub(crate) fn bit(attempt: Attempt) -> u8 {
-    1_u8.checked_shl(attempt.into()).unwrap_or(0)
-}
-
-impl State {
-    fn phase(&self, caller: usize) -> Option<Phase> {
-        self.callers.get(caller).map(|c| c.phase)
-    }
-
-    fn set(&mut self, caller: usize, phase: Phase) {
-        if let Some(caller) = self.callers.get_mut(caller) {
-            caller.phase = phase;
-        }
-    }
-
-    /// The effect of an attempt.
-    #[must_use]
-    pub fn effect(&self, attempt: Attempt) -> Effect {
-        let index = usize::from(attempt).checked_sub(1);
-        index.and_then(|i| self.effects.get(i)).copied().unwrap_or(Effect::None)
-    }
-
-    fn effect_mut(&mut self, attempt: Attempt) -> Option<&mut Effect> {
-        self.effects.get_mut(usize::from(attempt).checked_sub(1)?)
-    }
-
-    /// The caller that waits for the answer to this.
-    fn waiting_for(&self, op: Op) -> Option<usize> {
-        self.callers.iter().position(|c| match (c.phase, op) {
-            (Phase::Begin { attempt, take_over, .. }, Op::Begin { attempt: a, take_over: t }) => {
-                (attempt, take_over) == (a, t)
-            }
-            (Phase::Settle { of, value }, Op::Settle { of: o, happened }) => (Some(of), Some(value)) == (o, happened),
-            (Phase::End { attempt, ending }, Op::End { attempt: a, ending: e }) => (attempt, ending) == (a, e),
-            _ => false,
-        })
-    }
-
-    /// The request of a phase goes on without anyone who waits.
-    fn nobody_waits(&mut self, phase: Phase) {
-        let op = match phase {
-            Phase::Begin { attempt, take_over, .. } => Op::Begin { attempt, take_over },
-            Phase::Settle { of, value } => Op::Settle { of: Some(of), happened: Some(value) },
-            Phase::End { attempt, ending } => Op::End { attempt, ending },
-            _ => return,
-        };
-        if let Some(message) = self.wire.iter_mut().find(|m| m.awaited && m.op == op) {
-            message.awaited = false;
-        }
-    }
-
-    /// Bars every effect of this lifetime that has not happened.
-    fn bar(&mut self) {
-        let mut barred = 0;
-        for caller in &self.callers {
-            if let Phase::Run { attempt, .. } | Phase::Act { attempt, .. } = caller.phase {
-                barred |= bit(attempt);
-            }
-        }
-        for (attempt, effect) in (1..).zip(&mut self.effects) {
-            if *effect == Effect::UnderWay || (*effect == Effect::None && barred & bit(attempt) != 0) {
-                *effect = Effect::Barred;
-            }
-        }
-        // Their actions hear it from the target.
-        for caller in &mut self.callers {
-            if let Phase::Act { attempt, open } = caller.phase {
-                caller.phase = Phase::Run { attempt, open };
-            }
-        }
-    }
-
-    fn attempts_in_use(&self) -> u8 {
-        let mut used = 0;
-        let rows = [self.store.row, self.durable.row];
-        for row in rows.into_iter().flatten() {
-            used |= bit(row.attempt) | row.value.map_or(0, bit);
-        }
-        for caller in &self.callers {
-            used |= match caller.phase {
-                Phase::Idle => 0,
-                Phase::Begin { attempt, take_over, .. } => bit(attempt) | take_over.map_or(0, bit),
-                Phase::Look { of } => bit(of),
-                Phase::Settle { of, value } => bit(of) | bit(value),
-                Phase::Run { attempt, .. } | Phase::Act { attempt, .. } | Phase::End { attempt, .. } => bit(attempt),
-            };
-        }
-        for message in &self.wire {
-            used |= match message.op {
-                Op::Begin { attempt, take_over } => bit(attempt) | take_over.map_or(0, bit),
-                Op::End { attempt, .. } => bit(attempt),
-                Op::Settle { of, happened } => of.map_or(0, bit) | happened.map_or(0, bit),
-                _ => 0,
-            };
-        }
-        for (attempt, effect) in (1..).zip(&self.effects) {
-            if matches!(effect, Effect::UnderWay | Effect::Happened) {
-                used |= bit(attempt);
-            }
-        }
-        used |= self.operator.map_or(0, |finding| bit(finding.of));
-        used | self.ghost.attempts()
-    }
-
-    /// Makes equal worlds equal states.
-    fn normalise(&mut self) {
-        let used = self.attempts_in_use();
-        for (attempt, effect) in (1..).zip(&mut self.effects) {
-            if used & bit(attempt) == 0 {
-                *effect = Effect::None;
-            }
-        }
-        self.ghost.forget_all_but(used);
-        self.callers.sort_unstable();
-        self.wire.sort_unstable();
-        self.wire.dedup_by(|a, b| !a.awaited && a == b);
-    }
-}
-
 impl Model for Protocol {
     type State = State;
     type Action = Step;
@@ -669,7 +459,7 @@ impl Model for Protocol {
             operator: None,
             ghost: Ghost::default(),
         };
-        state.normalise();
+        state.normalise(self.symmetry);
         vec![state]
     }
 
@@ -692,12 +482,9 @@ impl Model for Protocol {
                 Phase::Begin { .. } | Phase::End { .. } => steps.extend([Step::GiveUp(n), Step::Cancel(n)]),
                 Phase::Settle { .. } => steps.push(Step::GiveUp(n)),
                 Phase::Look { .. } => steps.push(Step::Look(n)),
-                Phase::Run { .. } => steps.extend([
-                    Step::Send(n),
-                    Step::FailRetryable(n),
-                    Step::FailPermanent(n),
-                    Step::Cancel(n),
-                ]),
+                Phase::Run { .. } => {
+                    steps.extend([Step::Send(n), Step::FailRetryable(n), Step::FailPermanent(n), Step::Cancel(n)])
+                }
                 Phase::Act { .. } => steps.extend([Step::FailUnknown(n), Step::Cancel(n)]),
             }
         }
@@ -749,20 +536,13 @@ impl Model for Protocol {
         let mut state = before.clone();
         self.do_step(&mut state, step)?;
         Ghost::after_step(&mut state, self);
-        state.normalise();
-        // What changes nothing is no step.
-        (state != *before).then_some(state)
+        state.normalise(self.symmetry);
+        // What changes nothing is no step. Whoever follows a path takes it all the same:
+        // a real store must not be changed by it either.
+        (!self.symmetry || state != *before).then_some(state)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
         PROPERTIES.iter().map(|(name, holds)| Property::always(name, *holds)).collect()
-    }
-}
-
-impl Protocol {
-    /// The name of what is broken in a state, if anything is.
-    #[must_use]
-    pub fn broken(&self, state: &State) -> Option<&'static str> {
-        state.ghost.broken.map(Broken::name)
     }
 }

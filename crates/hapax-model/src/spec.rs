@@ -217,6 +217,7 @@ impl Spec {
             Op::Lapse => {
                 if let Some(row) = &mut self.row
                     && row.written == Written::InProgress
+                    && mutant != Some(Mutant::LapsedIsBusy)
                 {
                     row.lapsed = true;
                 }
@@ -267,8 +268,7 @@ impl Spec {
             *row = Row::fresh(attempt);
             return Answer::Started(1);
         }
-        let named =
-            take_over == Some(row.attempt) || (mutant == Some(Mutant::TakeOverOfAny) && take_over.is_some());
+        let named = take_over == Some(row.attempt) || (mutant == Some(Mutant::TakeOverOfAny) && take_over.is_some());
         if view.state != Written::InDoubt || !named {
             return Answer::Exists(view);
         }
