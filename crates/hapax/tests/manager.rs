@@ -124,6 +124,27 @@ async fn a_retryable_error_frees_the_key_a_permanent_one_is_remembered_an_unknow
 }
 
 #[tokio::test]
+async fn who_runs_again_without_effect_leaves_the_doubt_before_it() {
+    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+    let key = doubt(&hapax, &action()).await;
+    let again = action().policy(PolicyPatch::new().on_doubt(OnDoubt::RunAgain));
+    let failed = hapax.execute::<(), _, _>(&again, |_| async { Err(ActionError::retryable("not now")) }).await;
+    assert!(failed.unwrap_err().is_retryable());
+    // The first attempt may have had its effect: who refuses must not run.
+    assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
+    assert!(matches!(run(&hapax, &action(), &runs, "never").await, Err(Error::InDoubt { .. })));
+    let Claimed::Started(claim) = hapax.claim(&again).await.unwrap() else { panic!("not taken over") };
+    claim.release().await.unwrap();
+    assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
+    // Once a verifier has said that nothing happened, the attempt's own word frees the key.
+    let verified = again
+        .policy(PolicyPatch::new().on_doubt(OnDoubt::Verify(Verifier::new(|_| async { Ok(Verdict::NotHappened) }))));
+    let failed = hapax.execute::<(), _, _>(&verified, |_| async { Err(ActionError::retryable("not now")) }).await;
+    assert!(failed.unwrap_err().is_retryable());
+    assert_eq!((state(&hapax, &key).await, runs.load(Ordering::SeqCst)), (None, 0));
+}
+
+#[tokio::test]
 async fn a_cancelled_call_leaves_the_key_in_doubt_never_free() {
     let (hapax, runs) = (memory().await, AtomicUsize::new(0));
     let act = action();
