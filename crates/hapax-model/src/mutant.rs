@@ -25,8 +25,10 @@ pub enum Mutant {
     DoubtIsFree,
     /// A take-over may name any attempt.
     TakeOverOfAny,
-    /// A settlement may name any attempt, or none.
+    /// A settlement may name any attempt.
     SettlementOfAny,
+    /// An operator's settlement names no attempt.
+    SettlementOfNone,
     /// A settlement leaves the attempt its id.
     SettlementDoesNotFence,
     /// A doubt that comes late replaces a recorded result.
@@ -59,7 +61,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::NoFencing,
         Self::LateEndAfterTakeover,
         Self::AnyBeatRenews,
@@ -70,6 +72,7 @@ impl Mutant {
         Self::DoubtIsFree,
         Self::TakeOverOfAny,
         Self::SettlementOfAny,
+        Self::SettlementOfNone,
         Self::SettlementDoesNotFence,
         Self::DoubtOverResult,
         Self::ExpiredAnswers,

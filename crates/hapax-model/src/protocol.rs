@@ -171,7 +171,7 @@ impl Protocol {
             Step::Forward => Some(Op::Forward),
             Step::Back => Some(Op::Back),
             Step::Sweep => Some(Op::Sweep),
-            Step::Settle => state.operator.map(settlement_of),
+            Step::Settle => state.operator.map(|finding| self.settlement_of(finding)),
             Step::Clear => Some(Op::Remove),
             _ => None,
         }
@@ -181,6 +181,11 @@ impl Protocol {
     #[must_use]
     pub fn is_spent(&self, state: &State) -> bool {
         self.free_attempt(state).is_none()
+    }
+
+    fn settlement_of(&self, finding: Finding) -> Op {
+        let of = (!self.is(Mutant::SettlementOfNone)).then_some(finding.of);
+        Op::Settle { of, happened: finding.happened.then_some(HAND) }
     }
 
     fn is(&self, mutant: Mutant) -> bool {
@@ -410,7 +415,7 @@ impl Protocol {
                 state.operator = Some(Finding { of, happened: self.look(state).is_some() });
             }
             Step::Settle => {
-                let op = settlement_of(state.operator.take()?);
+                let op = self.settlement_of(state.operator.take()?);
                 self.apply(state, op);
             }
             Step::Beat(_) | Step::Lapse | Step::Forward | Step::Back | Step::Sweep | Step::Clear => {
@@ -438,10 +443,6 @@ impl Protocol {
         let ending = if stays { Ending::Doubt } else { Ending::Release };
         self.ask(state, caller, Phase::End { attempt, ending });
     }
-}
-
-fn settlement_of(finding: Finding) -> Op {
-    Op::Settle { of: Some(finding.of), happened: finding.happened.then_some(HAND) }
 }
 
 impl Model for Protocol {

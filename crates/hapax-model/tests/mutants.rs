@@ -9,7 +9,7 @@ use hapax_model::protocol::OnDoubt::{Refuse, RunAgain, Verify};
 use hapax_model::protocol::{OnDoubt, Protocol};
 
 /// Each rule, the callers among whom it is left out, and the promise that breaks.
-const CASES: [(Mutant, &[OnDoubt], &str); 24] = [
+const CASES: [(Mutant, &[OnDoubt], &str); 25] = [
     (Mutant::NoFencing, &[RunAgain, RunAgain], STALE),
     (Mutant::LateEndAfterTakeover, &[RunAgain], STALE),
     (Mutant::AnyBeatRenews, &[RunAgain, RunAgain], STALE),
@@ -19,6 +19,7 @@ const CASES: [(Mutant, &[OnDoubt], &str); 24] = [
     (Mutant::DoubtIsFree, &[Refuse], DOUBT_KEPT),
     (Mutant::TakeOverOfAny, &[Verify, Verify], STALE),
     (Mutant::SettlementOfAny, &[Refuse], STALE),
+    (Mutant::SettlementOfNone, &[Refuse], DOUBT_KEPT),
     (Mutant::SettlementDoesNotFence, &[Refuse], TOLD_TRUTH),
     (Mutant::DoubtOverResult, &[Refuse], RESULT_STAYS),
     (Mutant::ExpiredAnswers, &[Refuse], EXPIRED_SILENT),

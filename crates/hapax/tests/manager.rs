@@ -145,6 +145,22 @@ async fn who_runs_again_without_effect_leaves_the_doubt_before_it() {
 }
 
 #[tokio::test]
+async fn a_settlement_that_names_an_attempt_is_not_taken_for_anothers() {
+    let hapax = memory().await;
+    let key = doubt(&hapax, &action()).await;
+    let looked_into = hapax.record(&key).await.unwrap().unwrap().attempt_id;
+    // Meanwhile another settles it, it runs again, and comes into doubt anew.
+    hapax.settle(&key, Settlement::NotHappened).await.unwrap();
+    doubt(&hapax, &action()).await;
+    let late = hapax.settle_attempt(&key, looked_into, Settlement::NotHappened).await;
+    assert!(matches!(late, Err(Error::LostClaim { attempt, .. }) if attempt == looked_into), "{late:?}");
+    assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
+    let now = hapax.record(&key).await.unwrap().unwrap().attempt_id;
+    assert!(hapax.settle_attempt(&key, now, Settlement::NotHappened).await.unwrap().is_none());
+    assert!(matches!(hapax.settle_attempt(&key, now, Settlement::NotHappened).await, Err(Error::WrongState { .. })));
+}
+
+#[tokio::test]
 async fn a_cancelled_call_leaves_the_key_in_doubt_never_free() {
     let (hapax, runs) = (memory().await, AtomicUsize::new(0));
     let act = action();
