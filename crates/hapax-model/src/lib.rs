@@ -8,6 +8,7 @@
 //!   that record, with whatever can go wrong, for Stateright.
 //! - `world`: what a state of it is.
 //! - `property`: what must be true in every state.
+//! - `driver`, `replay`: paths of the model, replayed on a real store.
 //! - `graph`: the reachable states as a graph, for what must stay reachable.
 //!
 //! Invariant: nothing here decides what is right by asking the library; the
@@ -15,9 +16,11 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod driver;
 pub mod graph;
 pub mod mutant;
 pub mod property;
 pub mod protocol;
+pub mod replay;
 pub mod spec;
 pub mod world;

@@ -183,6 +183,13 @@ impl Spec {
         self.row.filter(|row| !is_over(row, mutant)).map(|row| row.view())
     }
 
+    /// Whether the row may go at any time: a store may sweep what has expired whenever it
+    /// comes by, and so a clock that is set back may or may not find it again.
+    #[must_use]
+    pub fn may_vanish(&self) -> bool {
+        self.row.is_some_and(|row| is_over(&row, None))
+    }
+
     /// Does one operation.
     pub fn step(&mut self, op: Op, mutant: Option<Mutant>) -> Answer {
         match op {
