@@ -1,4 +1,4 @@
-//! `cargo xtask test · bench · storm`: the project's own commands.
+//! `cargo xtask test · bench · storm · model`: the project's own commands.
 //!
 //! Each is a list of cargo calls, printed as they are made. The first that
 //! fails ends the run with its exit code. Nothing here depends on another
@@ -22,8 +22,10 @@ The project's own commands:
   cargo xtask bench [ARGS]    the benchmarks, in release (ARGS go to hapax-bench)
   cargo xtask storm [ARGS]    kill workers at random and check every promise, in release
                               (ARGS go to hapax-storm: --minutes N, --seed S, …)
+  cargo xtask model [ARGS]    look at every state of the protocol's model, in release
+                              (ARGS go to hapax-model: --attempts N)
 
-`cargo xtask bench --help` and `cargo xtask storm --help` list what these take.";
+`cargo xtask bench --help` (or storm, model) lists what these take.";
 
 /// `EX_USAGE` of sysexits.h, as the binary `hapax` uses it.
 const USAGE: u8 = 64;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Some("test") => usage("`cargo xtask test` takes no arguments; for some of the tests use `cargo test`"),
         Some("bench") => tool("hapax-bench", rest),
         Some("storm") => tool("hapax-storm", rest),
+        Some("model") => tool("hapax-model", rest),
         Some(other) => usage(&format!("no command {other:?}")),
     }
 }

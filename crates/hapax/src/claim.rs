@@ -66,6 +66,26 @@ pub enum Claimed {
     Replay(Box<Record>),
 }
 
+/// What is known of the attempts before one that took over a key in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// There was none, or a verifier said that it had no effect.
+    Nothing,
+    /// One may have had its effect: the policy said to run again without a look.
+    Doubt,
+}
+
+impl Before {
+    /// How an attempt ends that is known to have had no effect. It speaks for
+    /// itself alone: a doubt before it that nobody has looked into stays.
+    pub(crate) fn without_effect(self, reason: &str) -> End {
+        match self {
+            Self::Nothing => End::Release,
+            Self::Doubt => End::Doubt { reason: format!("{reason}; an attempt before it was in doubt and still is") },
+        }
+    }
+}
+
 /// A live attempt, to be ended by [`complete`](Claim::complete),
 /// [`fail`](Claim::fail), [`release`](Claim::release) or [`doubt`](Claim::doubt).
 /// Its lease is renewed by itself. Dropping it leaves the key in doubt.
@@ -74,6 +94,7 @@ pub struct Claim {
     inner: Arc<Inner>,
     context: Context,
     fingerprint: Fingerprint,
+    before: Before,
     ttl: Ttl,
     started: Instant,
     flight: Option<FlightGuard>,
@@ -106,6 +127,7 @@ impl Claim {
         identified: &Identified,
         attempt: AttemptId,
         attempts: u64,
+        before: Before,
         policy: &Policy,
         flight: FlightGuard,
     ) -> Self {
@@ -117,6 +139,7 @@ impl Claim {
             context: Context { key, attempt, attempts, live },
             inner,
             fingerprint: identified.fingerprint,
+            before,
             ttl: policy.ttl,
             started: Instant::now(),
             flight: Some(flight),
@@ -186,13 +209,16 @@ impl Claim {
         self.simple(end).await
     }
 
-    /// Frees the key: the effect did not happen.
+    /// Frees the key: the effect did not happen. A claim that took over a doubt
+    /// by [`OnDoubt::RunAgain`](crate::OnDoubt::RunAgain) leaves the key in
+    /// doubt, since of the attempt before it nothing is known.
     ///
     /// # Errors
     /// [`Error::LostClaim`]; [`Error::Store`], and the key is in doubt then.
     pub async fn release(mut self) -> Result<(), Error> {
         bump(&self.inner.gauges.failures);
-        self.simple(End::Release).await
+        let end = self.without_effect();
+        self.simple(end).await
     }
 
     /// Leaves the key in doubt: nobody knows whether the effect happened.
@@ -211,6 +237,11 @@ impl Claim {
             Recorded::Lost => Err(self.lost()),
             Recorded::Failed(e) => Err(e.into()),
         }
+    }
+
+    /// The end of this attempt when it had no effect.
+    pub(crate) fn without_effect(&self) -> End {
+        self.before.without_effect("the action failed without effect")
     }
 
     fn lost(&self) -> Error {

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use tracing::Instrument;
 
 use crate::action::Identified;
-use crate::claim::{Claim, Claimed, Context, Recorded};
+use crate::claim::{Before, Claim, Claimed, Context, Recorded};
 use crate::config::{Config, validate_policy};
 use crate::flight::{Entered, FlightEnd, FlightGuard};
 use crate::manager::{Hapax, Inner, fits};
@@ -267,19 +267,15 @@ async fn lead(
     began: Instant,
 ) -> Result<Acquired, Error> {
     let config = inner.config.read().clone();
-    let mut take_over = None;
+    let mut take_over: Option<(AttemptId, Before)> = None;
     let mut waited = false;
     loop {
         let epoch = inner.store.epoch();
         inner.arrive(config.max_in_flight)?;
-        let begin = begin_of(inner, &config, action, identified, policy, take_over);
+        let begin = begin_of(inner, &config, action, identified, policy, take_over.map(|(attempt, _)| attempt));
         let attempt = begin.attempt;
-        let undo = match take_over {
-            None => End::Release,
-            // The attempt before is as unknown as it was: only what was absent becomes absent again.
-            Some(_) => End::Doubt { reason: "the call that took it over went away before it ran the action".into() },
-        };
-        let place = Place { inner, identified, attempt, undo: Some(undo), held: true, may_have_begun: true };
+        let before = take_over.map_or(Before::Nothing, |(_, before)| before);
+        let place = Place { inner, identified, attempt, before, held: true, may_have_begun: true };
         let record = match inner.store.begin(begin).await {
             Err(error) => {
                 // After a lost answer it is not sure whether it began; that nothing ran is.
@@ -294,7 +290,9 @@ async fn lead(
                 inner.count_start(take_over.is_none(), expired, evicted);
                 tracing::debug!(key = %identified.key, %attempt, attempts, "attempt began");
                 place.hand_over();
-                let claim = Claim::new(inner.clone(), identified, attempt, attempts, policy, guard);
+                // A key that was settled or released meanwhile holds no doubt any more.
+                let before = if attempts > 1 { before } else { Before::Nothing };
+                let claim = Claim::new(inner.clone(), identified, attempt, attempts, before, policy, guard);
                 return Ok(Acquired::Claim(claim));
             }
             Ok(Begun::Exists(record)) => {
@@ -328,7 +326,7 @@ async fn lead(
                     guard.finish(FlightEnd::Recorded(entry.clone()));
                     return Ok(Acquired::Entry(entry));
                 }
-                Resolved::TakeOver(attempt) => take_over = Some(attempt),
+                Resolved::TakeOver(attempt, before) => take_over = Some((attempt, before)),
                 Resolved::Look => take_over = None,
             },
         }
@@ -361,14 +359,12 @@ fn begin_of(
 }
 
 /// A place among the attempts in flight while `begin` is under way. Dropped by
-/// a cancelled caller it leaves the key as it was before, free or in doubt:
-/// whatever began, nothing ran.
+/// a cancelled caller it puts the key back to what it was: whatever began, nothing ran.
 struct Place<'a> {
     inner: &'a Arc<Inner>,
     identified: &'a Identified,
     attempt: AttemptId,
-    /// The end that leaves the key as it was.
-    undo: Option<End>,
+    before: Before,
     held: bool,
     may_have_begun: bool,
 }
@@ -391,14 +387,13 @@ impl Drop for Place<'_> {
         if self.held {
             self.inner.leave();
         }
-        if self.may_have_begun
-            && let Some(undo) = self.undo.take()
-        {
+        if self.may_have_begun {
             let (store, namespace) = (self.inner.store.clone(), self.inner.namespace.clone());
             let (key, attempt) = (self.identified.key.clone(), self.attempt);
+            let end = self.before.without_effect("the call that took over went away before the action ran");
             self.inner.background.spawn(async move {
                 // At worst the attempt stays and its lease lapses into doubt: never a second run.
-                let _ = store.end(namespace, key, attempt, undo).await;
+                let _ = store.end(namespace, key, attempt, end).await;
             });
         }
     }
@@ -438,7 +433,7 @@ async fn wait_for(
 
 enum Resolved {
     Recorded(Box<Record>),
-    TakeOver(AttemptId),
+    TakeOver(AttemptId, Before),
     Look,
 }
 
@@ -449,7 +444,7 @@ async fn resolve(inner: &Inner, config: &Config, policy: &Policy, mut record: Bo
             bump(&inner.gauges.turned_away);
             return Err(Error::InDoubt { record });
         }
-        OnDoubt::RunAgain => return Ok(Resolved::TakeOver(record.attempt_id)),
+        OnDoubt::RunAgain => return Ok(Resolved::TakeOver(record.attempt_id, Before::Doubt)),
         OnDoubt::Verify(verifier) => verifier,
     };
     let (key, attempt) = (record.key.clone(), record.attempt_id);
@@ -483,7 +478,7 @@ async fn resolve(inner: &Inner, config: &Config, policy: &Policy, mut record: Bo
                 Settled::Done(None) | Settled::NotInDoubt(_) => Ok(Resolved::Look),
             }
         }
-        Verdict::NotHappened => Ok(Resolved::TakeOver(attempt)),
+        Verdict::NotHappened => Ok(Resolved::TakeOver(attempt, Before::Nothing)),
         Verdict::Unknown => {
             bump(&inner.gauges.turned_away);
             Err(Error::InDoubt { record })
@@ -552,7 +547,7 @@ async fn record_error(mut claim: Claim, policy: &Policy, error: ActionError) -> 
     let key = claim.key().clone();
     claim.count_failure();
     let end = match class {
-        ErrorClass::Retryable => End::Release,
+        ErrorClass::Retryable => claim.without_effect(),
         ErrorClass::Permanent => End::Fail { error: error.to_string(), ttl: claim.ttl(), duration: claim.elapsed() },
         ErrorClass::Unknown => End::Doubt { reason: error.to_string() },
     };

@@ -218,12 +218,43 @@ impl Hapax {
         }
     }
 
-    /// Says what became of a key in doubt. The answer counts from now on: a
-    /// late attempt that comes back is told that it lost its claim.
+    /// Says what became of a key in doubt, whichever attempt left it so. The
+    /// answer counts from now on: a late attempt that comes back is told that it
+    /// lost its claim.
+    ///
+    /// Between your look at the target and this call, the key may have been
+    /// settled by another, run again and come into doubt anew: where several
+    /// may settle, or callers take over, name the attempt that you looked into
+    /// by [`settle_attempt`](Self::settle_attempt).
     ///
     /// # Errors
     /// [`Error::WrongState`] when the key is not in doubt; [`Error::Store`].
     pub async fn settle(&self, key: &Key, settlement: Settlement) -> Result<Option<Record>, Error> {
+        self.settle_doubt(key, None, settlement).await
+    }
+
+    /// Says what became of the attempt that left a key in doubt, as
+    /// [`settle`](Self::settle) does, and changes nothing when it is in doubt by
+    /// another attempt by now.
+    ///
+    /// # Errors
+    /// [`Error::LostClaim`] when it is in doubt by another attempt;
+    /// [`Error::WrongState`] when it is not in doubt; [`Error::Store`].
+    pub async fn settle_attempt(
+        &self,
+        key: &Key,
+        attempt: AttemptId,
+        settlement: Settlement,
+    ) -> Result<Option<Record>, Error> {
+        self.settle_doubt(key, Some(attempt), settlement).await
+    }
+
+    async fn settle_doubt(
+        &self,
+        key: &Key,
+        attempt: Option<AttemptId>,
+        settlement: Settlement,
+    ) -> Result<Option<Record>, Error> {
         if let Settlement::Happened { result, .. } = &settlement {
             let limit = self.inner.config.read().max_result_bytes;
             if result.as_str().len() > limit {
@@ -235,20 +266,25 @@ impl Hapax {
                 });
             }
         }
-        match self.inner.store.settle(self.inner.namespace.clone(), key.clone(), None, settlement).await? {
+        match self.inner.store.settle(self.inner.namespace.clone(), key.clone(), attempt, settlement).await? {
             Settled::Done(record) => {
                 tracing::info!(%key, "settled");
                 Ok(record.map(|r| *r))
             }
-            Settled::NotInDoubt(record) => Err(Error::WrongState {
-                key: key.clone(),
-                state: record.as_ref().map(|r| r.state),
-                remedy: match record.map(|r| r.state) {
-                    None => "there is nothing to settle; it will run when it is next called for",
-                    Some(State::InProgress) => "its attempt is alive; wait for it to end",
-                    Some(_) => "it is settled already; clear it first if it must run again",
-                },
-            }),
+            Settled::NotInDoubt(record) => match (record, attempt) {
+                (Some(record), Some(attempt)) if record.state == State::InDoubt => {
+                    Err(Error::LostClaim { key: record.key, attempt, value: None })
+                }
+                (record, _) => Err(Error::WrongState {
+                    key: key.clone(),
+                    state: record.as_ref().map(|r| r.state),
+                    remedy: match record.map(|r| r.state) {
+                        None => "there is nothing to settle; it will run when it is next called for",
+                        Some(State::InProgress) => "its attempt is alive; wait for it to end",
+                        Some(_) => "it is settled already; clear it first if it must run again",
+                    },
+                }),
+            },
         }
     }
 

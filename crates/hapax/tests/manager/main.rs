@@ -92,6 +92,8 @@ on_every_store! {
     ten_thousand_callers_of_a_new_key_run_it_once_and_all_get_its_value
     other_params_under_the_same_key_are_a_mismatch_and_change_nothing
     a_retryable_error_frees_the_key_a_permanent_one_is_remembered_an_unknown_one_is_a_doubt
+    who_runs_again_without_effect_leaves_the_doubt_before_it
+    a_settlement_that_names_an_attempt_is_not_taken_for_anothers
     a_cancelled_call_leaves_the_key_in_doubt_never_free
     a_panic_in_the_action_leaves_the_key_in_doubt
     a_doubt_is_settled_by_a_person_either_way
@@ -240,6 +242,41 @@ async fn a_retryable_error_frees_the_key_a_permanent_one_is_remembered_an_unknow
     assert!(matches!(&again, Err(Error::InDoubt { record }) if record.error.as_deref() == Some("no")), "{again:?}");
     assert_eq!(runs.load(Ordering::SeqCst), 1);
     assert_eq!(hapax.stats().await.unwrap().failures, 3);
+}
+
+async fn who_runs_again_without_effect_leaves_the_doubt_before_it(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
+    let key = doubt(&hapax, &action()).await;
+    let again = action().policy(PolicyPatch::new().on_doubt(OnDoubt::RunAgain));
+    let failed = hapax.execute::<(), _, _>(&again, |_| async { Err(ActionError::retryable("not now")) }).await;
+    assert!(failed.unwrap_err().is_retryable());
+    // The first attempt may have had its effect: who refuses must not run.
+    assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
+    assert!(matches!(run(&hapax, &action(), &runs, "never").await, Err(Error::InDoubt { .. })));
+    let Claimed::Started(claim) = hapax.claim(&again).await.unwrap() else { panic!("not taken over") };
+    claim.release().await.unwrap();
+    assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
+    // Once a verifier has said that nothing happened, the attempt's own word frees the key.
+    let verified = again
+        .policy(PolicyPatch::new().on_doubt(OnDoubt::Verify(Verifier::new(|_| async { Ok(Verdict::NotHappened) }))));
+    let failed = hapax.execute::<(), _, _>(&verified, |_| async { Err(ActionError::retryable("not now")) }).await;
+    assert!(failed.unwrap_err().is_retryable());
+    assert_eq!((state(&hapax, &key).await, runs.load(Ordering::SeqCst)), (None, 0));
+}
+
+async fn a_settlement_that_names_an_attempt_is_not_taken_for_anothers(place: Place) {
+    let hapax = place.hapax().await;
+    let key = doubt(&hapax, &action()).await;
+    let looked_into = hapax.record(&key).await.unwrap().unwrap().attempt_id;
+    // Meanwhile another settles it, it runs again, and comes into doubt anew.
+    hapax.settle(&key, Settlement::NotHappened).await.unwrap();
+    doubt(&hapax, &action()).await;
+    let late = hapax.settle_attempt(&key, looked_into, Settlement::NotHappened).await;
+    assert!(matches!(late, Err(Error::LostClaim { attempt, .. }) if attempt == looked_into), "{late:?}");
+    assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
+    let now = hapax.record(&key).await.unwrap().unwrap().attempt_id;
+    assert!(hapax.settle_attempt(&key, now, Settlement::NotHappened).await.unwrap().is_none());
+    assert!(matches!(hapax.settle_attempt(&key, now, Settlement::NotHappened).await, Err(Error::WrongState { .. })));
 }
 
 async fn a_cancelled_call_leaves_the_key_in_doubt_never_free(place: Place) {
