@@ -66,9 +66,15 @@ impl Entry {
         let _ = self.typed.set(Box::new(value));
     }
 
+    /// The result, if it was asked for as this type before.
+    #[inline]
+    pub(crate) fn typed<T: Any>(&self) -> Option<&T> {
+        self.typed.get()?.downcast_ref()
+    }
+
     /// The value, or the recorded error.
     pub(crate) fn value<T: DeserializeOwned + Clone + Send + Sync + 'static>(&self) -> Result<T, Error> {
-        if let Some(value) = self.typed.get().and_then(|v| v.downcast_ref::<T>()) {
+        if let Some(value) = self.typed::<T>() {
             return Ok(value.clone());
         }
         match &self.answer {
@@ -88,7 +94,12 @@ impl Entry {
     }
 }
 
-const SHARDS: usize = 16;
+const SHARDS: usize = 32;
+
+/// Aligned, so that no two locks share a cache line (or the pair of them that is fetched together).
+#[derive(Default)]
+#[repr(align(128))]
+struct Lock(RwLock<Shard>);
 
 #[derive(Default)]
 struct Shard {
@@ -98,7 +109,7 @@ struct Shard {
 }
 
 pub(crate) struct Recent {
-    shards: Box<[RwLock<Shard>]>,
+    shards: Box<[Lock]>,
     per_shard: usize,
     /// Set by a hit, so that an idle flush need not look through the entries.
     dirty: AtomicBool,
@@ -121,7 +132,7 @@ const MAX_ORPHANS: usize = 100_000;
 impl Recent {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| RwLock::new(Shard::default())).collect(),
+            shards: (0..SHARDS).map(|_| Lock::default()).collect(),
             per_shard: capacity.div_ceil(SHARDS),
             dirty: AtomicBool::new(false),
             orphans: Mutex::new(Vec::new()),
@@ -129,11 +140,11 @@ impl Recent {
     }
 
     fn shard(&self, key: &Key) -> Option<&RwLock<Shard>> {
-        self.shards.get((hash_of(key) >> 40) as usize % SHARDS)
+        self.shards.get((hash_of(key) >> 40) as usize % SHARDS).map(|lock| &lock.0)
     }
 
     /// Does `f` with the entry if it may still answer.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn with<R>(
         &self,
         key: &Key,
@@ -213,7 +224,7 @@ impl Recent {
             add(&key, count, duration_ms);
         }
         for lock in &self.shards {
-            for entry in lock.read().map.values() {
+            for entry in lock.0.read().map.values() {
                 let count = entry.presented.swap(0, Ordering::Relaxed);
                 if count > 0 {
                     add(&entry.key, count, entry.duration_ms);
@@ -224,6 +235,6 @@ impl Recent {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|s| s.read().map.len()).sum()
+        self.shards.iter().map(|s| s.0.read().map.len()).sum()
     }
 }
