@@ -212,17 +212,7 @@ impl Hapax {
         }
         let identified = action.known()?;
         let epoch = inner.store.epoch()?;
-        inner.recent.with(
-            &identified.key,
-            epoch,
-            || inner.coarse_now(),
-            |entry| {
-                let value = entry.typed::<T>().filter(|_| fits(&entry.fingerprint, &identified.fingerprint))?;
-                inner.recent.hit(entry);
-                tracing::trace!(key = %identified.key, "replayed from memory");
-                Some(value.clone())
-            },
-        )?
+        inner.recent.replay(identified, epoch, || inner.coarse_now())
     }
 
     /// The answer from the memory of recent results, if it may be trusted.

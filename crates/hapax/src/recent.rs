@@ -16,7 +16,9 @@ use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 
+use crate::action::Identified;
 use crate::flight::{KeyHash, hash_of};
+use crate::manager::fits;
 use crate::{Error, Fingerprint, Json, Key, Timestamp};
 
 /// A recorded answer.
@@ -144,7 +146,6 @@ impl Recent {
     }
 
     /// Does `f` with the entry if it may still answer.
-    #[inline(always)]
     pub(crate) fn with<R>(
         &self,
         key: &Key,
@@ -158,6 +159,32 @@ impl Recent {
             return None;
         }
         Some(f(entry))
+    }
+
+    /// The result of an entry that may still answer, as the type that was last asked for; counted. The
+    /// same as [`with`](Self::with), written out: through a closure, the value is moved twice more.
+    #[inline(always)]
+    pub(crate) fn replay<T>(
+        &self,
+        identified: &Identified,
+        epoch: u64,
+        now: impl FnOnce() -> Timestamp,
+    ) -> Option<T>
+    where
+        T: Clone + Any,
+    {
+        let shard = self.shard(&identified.key)?.read();
+        let entry = shard.map.get(&identified.key)?;
+        if entry.epoch != Some(epoch)
+            || entry.until.is_some_and(|until| now() >= until)
+            || !fits(&entry.fingerprint, &identified.fingerprint)
+        {
+            return None;
+        }
+        let value = entry.typed::<T>()?;
+        self.hit(entry);
+        tracing::trace!(key = %identified.key, "replayed from memory");
+        Some(value.clone())
     }
 
     /// Counts a call answered from `entry`.
