@@ -133,7 +133,8 @@ impl Claim {
     ) -> Self {
         let key = identified.key.clone();
         let live = Arc::new(AtomicBool::new(true));
-        inner.leases.add(attempt, key.clone(), policy.lease, live.clone());
+        let started = Instant::now();
+        inner.leases.add(attempt, key.clone(), policy.lease, started, live.clone());
         inner.background.wake();
         Self {
             context: Context { key, attempt, attempts, live },
@@ -141,7 +142,7 @@ impl Claim {
             fingerprint: identified.fingerprint,
             before,
             ttl: policy.ttl,
-            started: Instant::now(),
+            started,
             flight: Some(flight),
             stage: Stage::Running,
         }
@@ -189,9 +190,7 @@ impl Claim {
         if let Some(reason) = self.too_large(&result) {
             return Err(self.not_recorded(reason, crate::Unrecorded::new(result)).await);
         }
-        match self
-            .end(End::Complete { result: result.clone(), ttl: self.ttl, duration: self.started.elapsed() }, |_| ())
-            .await
+        match self.end(End::Complete { result: result.clone(), ttl: self.ttl, duration: self.started.elapsed() }).await
         {
             Recorded::Done => Ok(()),
             Recorded::Lost => Err(self.lost()),
@@ -232,7 +231,7 @@ impl Claim {
     }
 
     async fn simple(&mut self, end: End) -> Result<(), Error> {
-        match self.end(end, |_| ()).await {
+        match self.end(end).await {
             Recorded::Done => Ok(()),
             Recorded::Lost => Err(self.lost()),
             Recorded::Failed(e) => Err(e.into()),
@@ -264,13 +263,13 @@ impl Claim {
         if matches!(self.stage, Stage::Ended) {
             self.carry_through(end);
         } else {
-            let _ = self.end(end, |_| ()).await;
+            let _ = self.end(end).await;
         }
         Error::NotRecorded { key, reason, value }
     }
 
     /// Ends the attempt in the store, then for those who joined.
-    pub(crate) async fn end(&mut self, end: End, enrich: impl FnOnce(&Entry)) -> Recorded {
+    pub(crate) async fn end(&mut self, end: End) -> Recorded {
         let (key, attempt) = (self.context.key.clone(), self.context.attempt);
         let epoch = self.inner.store.epoch();
         self.stage = Stage::Ending(end.clone());
@@ -290,7 +289,6 @@ impl Claim {
                 };
                 tracing::debug!(%key, %attempt, recorded = entry.is_some(), "attempt ended");
                 if let Some(entry) = &entry {
-                    enrich(entry);
                     self.inner.recent.insert(entry.clone());
                     if let Some(flight) = self.flight.take() {
                         flight.finish(FlightEnd::Recorded(entry.clone()));

@@ -28,8 +28,8 @@ use crate::recent::Entry;
 use crate::stats::bump;
 use crate::store::{Begin, Begun, End, Settled, Settlement};
 use crate::{
-    Action, ActionError, AttemptId, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt, Policy,
-    Record, State, Timestamp, Unrecorded, Verdict,
+    Action, ActionError, AttemptId, Clock, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt,
+    Policy, Record, State, SystemClock, Unrecorded, Verdict,
 };
 
 /// A value, and where it came from.
@@ -95,19 +95,31 @@ impl Hapax {
         F: FnOnce(Context) -> Fut,
         Fut: Future<Output = Result<T, ActionError>>,
     {
+        if let Some(value) = self.replay(action) {
+            return Ok(Outcome { value, source: Source::Replayed });
+        }
+        // Boxed, so that a replay does not carry the state of everything that it does not do.
+        Box::pin(self.execute_anew(action, run)).await
+    }
+
+    async fn execute_anew<T, F, Fut>(&self, action: &Action, run: F) -> Result<Outcome<T>, Error>
+    where
+        T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static,
+        F: FnOnce(Context) -> Fut,
+        Fut: Future<Output = Result<T, ActionError>>,
+    {
         let identified = self.identify(action)?;
         if let Some(answer) = self.recall(&identified) {
             return answer.map(|value| Outcome { value, source: Source::Replayed });
         }
         let span = tracing::debug_span!("hapax.execute", key = %identified.key, action = action.action_type, target = action.target);
-        // Boxed, so that a replay does not carry the state of everything that it does not do.
-        Box::pin(self.execute_anew(action, identified.into_owned(), run).instrument(span)).await
+        self.execute_identified(action, &identified, run).instrument(span).await
     }
 
-    async fn execute_anew<T, F, Fut>(
+    async fn execute_identified<T, F, Fut>(
         &self,
         action: &Action,
-        identified: Identified,
+        identified: &Identified,
         run: F,
     ) -> Result<Outcome<T>, Error>
     where
@@ -116,7 +128,7 @@ impl Hapax {
         Fut: Future<Output = Result<T, ActionError>>,
     {
         let policy = self.policy_of(action)?;
-        match self.acquire(action, &identified, &policy).await? {
+        match self.acquire(action, identified, &policy).await? {
             Acquired::Entry(entry) => entry.value().map(|value| Outcome { value, source: Source::Replayed }),
             Acquired::Claim(claim) => {
                 run_claimed(claim, &policy, run).await.map(|value| Outcome { value, source: Source::Executed })
@@ -186,8 +198,24 @@ impl Hapax {
         Ok(policy)
     }
 
+    /// The result of an action that has its key already, when it is remembered as a `T`: what nearly
+    /// every replay is. It answers with the value alone, since moving a `Result` with the large `Error`
+    /// from hand to hand costs as much as looking the value up. Whatever else it may be is `recall`'s.
+    #[inline(always)]
+    fn replay<T>(&self, action: &Action) -> Option<T>
+    where
+        T: Clone + Send + Sync + 'static,
+    {
+        let inner = &*self.inner;
+        if action.policy.identity.is_some() || inner.identity_varies.load(Ordering::Relaxed) {
+            return None;
+        }
+        let identified = action.known()?;
+        let epoch = inner.store.epoch()?;
+        inner.recent.replay(identified, epoch, || inner.coarse_now())
+    }
+
     /// The answer from the memory of recent results, if it may be trusted.
-    #[inline]
     fn recall<T>(&self, identified: &Identified) -> Option<Result<T, Error>>
     where
         T: DeserializeOwned + Clone + Send + Sync + 'static,
@@ -217,8 +245,7 @@ impl Hapax {
             if inner.is_closing() {
                 return Err(Error::ShuttingDown);
             }
-            let now = || Timestamp::from_millis(crate::Clock::now(&crate::SystemClock).as_millis());
-            let flight = match inner.flights.enter(&identified.key, identified.fingerprint, now) {
+            let flight = match inner.flights.enter(&identified.key, identified.fingerprint, began) {
                 Entered::Lead(guard) => return lead(inner, action, identified, policy, guard, began).await,
                 Entered::Join(flight) => flight,
             };
@@ -230,7 +257,7 @@ impl Hapax {
                 Error::InFlight {
                     key: identified.key.clone(),
                     owner: (*inner.owner).clone(),
-                    since: flight.since,
+                    since: SystemClock.now().minus(flight.since.elapsed()),
                     waited,
                 }
             };
@@ -530,7 +557,7 @@ where
         return Err(claim.not_recorded(reason, Unrecorded::new(value)).await);
     }
     let end = End::Complete { result: json, ttl: claim.ttl(), duration: claim.elapsed() };
-    match claim.end(end, |entry| entry.set_typed(back.clone())).await {
+    match claim.end(end).await {
         Recorded::Done => Ok(back),
         Recorded::Lost => Err(Error::LostClaim {
             key: claim.key().clone(),
@@ -551,7 +578,7 @@ async fn record_error(mut claim: Claim, policy: &Policy, error: ActionError) -> 
         ErrorClass::Permanent => End::Fail { error: error.to_string(), ttl: claim.ttl(), duration: claim.elapsed() },
         ErrorClass::Unknown => End::Doubt { reason: error.to_string() },
     };
-    match claim.end(end.clone(), |_| ()).await {
+    match claim.end(end.clone()).await {
         Recorded::Done => {
             if class == ErrorClass::Retryable {
                 claim.tell_released(&error);
