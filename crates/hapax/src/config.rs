@@ -392,6 +392,11 @@ async fn open_store(url: String) -> Result<Arc<dyn Store>, StoreError> {
             let store = rx.await.map_err(|_| failed("opening it was cut short".into()))??;
             Ok(Arc::new(store))
         }
+        #[cfg(feature = "redis")]
+        scheme if scheme.starts_with("redis") => {
+            use crate::store::redis::{RedisOptions, RedisStore};
+            Ok(Arc::new(RedisStore::open(RedisOptions::from_url(&url)?).await?))
+        }
         _ => Err(StoreError::BadRequest {
             // Passwords stand behind the scheme: it alone is repeated.
             message: format!(

@@ -1,0 +1,4 @@
+//! The `redis:` store against real servers, which these tests start and stop themselves.
+
+mod common;
+mod smoke;
