@@ -76,6 +76,11 @@ impl Shared {
         spaces.entry(namespace.clone()).or_insert(space).clone()
     }
 
+    /// The namespaces that this process has written to.
+    fn registered(&self) -> Vec<Arc<Space>> {
+        self.spaces.read().values().filter(|s| s.is_registered()).cloned().collect()
+    }
+
     fn place<'a>(&self, space: &'a Space, key: &Key) -> Result<(&'a Arc<Bucket>, String), StoreError> {
         let missing = || StoreError::BadRequest { message: format!("{key} has no place") };
         let (bucket, id) = space.place(key).ok_or_else(missing)?;
@@ -136,7 +141,12 @@ impl RedisStore {
         if self.shared.driver.is_closed() {
             return Box::pin(std::future::ready(Err(self.shared.driver.closed())));
         }
-        let mut task = AbortOnDrop(self.shared.driver.handle.spawn(work(self.shared.clone())));
+        let busy = self.shared.driver.busy();
+        let work = work(self.shared.clone());
+        let mut task = AbortOnDrop(self.shared.driver.handle.spawn(async move {
+            let _busy = busy;
+            work.await
+        }));
         Box::pin(async move { (&mut task.0).await.unwrap_or_else(|_| Err(self.shared.driver.gone())) })
     }
 

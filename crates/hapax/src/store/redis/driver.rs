@@ -59,6 +59,18 @@ enum Command {
 struct Load {
     ops: AtomicUsize,
     bytes: AtomicUsize,
+    /// Tasks of several requests that are under way.
+    tasks: AtomicUsize,
+}
+
+/// Counts a task for as long as it runs.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<Load>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.tasks.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// The handle by which work is given to the thread.
@@ -110,6 +122,12 @@ impl Driver {
             store: self.topology.location.clone(),
             message: "the store was closed before the server answered".into(),
         }
+    }
+
+    /// Counts a task in: the thread does not end before it.
+    pub(super) fn busy(&self) -> Busy {
+        self.load.tasks.fetch_add(1, Ordering::AcqRel);
+        Busy(self.load.clone())
     }
 
     /// Takes an operation in.
@@ -208,7 +226,7 @@ async fn drive(topology: Arc<Topology>, mut commands: mpsc::UnboundedReceiver<Co
                     touched.push(lane);
                 }
             }
-            () = until(stopped.as_ref().map(|(_, at)| *at)), if stopped.is_some() => break,
+            () = tokio::time::sleep(Duration::from_millis(2)), if stopped.is_some() => {}
         }
         for number in touched.drain(..) {
             let Some(lane) = lanes.get_mut(&number) else { continue };
@@ -221,19 +239,14 @@ async fn drive(topology: Arc<Topology>, mut commands: mpsc::UnboundedReceiver<Co
                 lanes.remove(&number);
             }
         }
-        if stopped.is_some() && calls.is_empty() {
+        if let Some((_, latest)) = &stopped
+            && ((calls.is_empty() && load.tasks.load(Ordering::Acquire) == 0) || Instant::now() > *latest)
+        {
             break;
         }
     }
     if let Some((done, _)) = stopped {
         let _ = done.send(());
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 

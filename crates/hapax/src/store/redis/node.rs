@@ -123,6 +123,7 @@ pub(super) enum Trouble {
 #[derive(Debug, Default)]
 struct Place {
     up: Option<(MultiplexedConnection, u64)>,
+    was_up: bool,
     failures: u32,
     /// Since when every try has failed, and when the next one may be made.
     down: Option<(Instant, Instant, Failure)>,
@@ -137,6 +138,7 @@ pub(super) struct Node {
     turn: AtomicUsize,
     /// Connections made so far, so that a break is noticed once.
     made: AtomicU64,
+    remade: AtomicU64,
     long_down: AtomicBool,
 }
 
@@ -149,13 +151,14 @@ impl Node {
             places,
             turn: AtomicUsize::new(0),
             made: AtomicU64::new(0),
+            remade: AtomicU64::new(0),
             long_down: AtomicBool::new(false),
         }
     }
 
-    /// How many connections were made to it: when the number grows, it may be another server by now.
+    /// How many connections were made to it anew: when the number grows, it may be another server by now.
     pub(super) fn generation(&self) -> u64 {
-        self.made.load(Ordering::Acquire)
+        self.remade.load(Ordering::Acquire)
     }
 
     /// Whether it has been out of reach for longer than a request may take.
@@ -184,7 +187,10 @@ impl Node {
         match self.dial.connect(&self.address, ProtocolVersion::RESP2, config).await {
             Ok(connection) => {
                 let id = self.made.fetch_add(1, Ordering::AcqRel);
-                *place = Place { up: Some((connection.clone(), id)), ..Place::default() };
+                if place.was_up {
+                    self.remade.fetch_add(1, Ordering::AcqRel);
+                }
+                *place = Place { up: Some((connection.clone(), id)), was_up: true, ..Place::default() };
                 self.long_down.store(false, Ordering::Release);
                 tracing::debug!(server = %self.address, "connected");
                 Ok((connection, id))

@@ -104,7 +104,7 @@ impl Op {
             End::Complete { result, ttl, duration } => ("C", ttl_text(ttl), Some(duration), Arg::Json(result)),
             End::Fail { error, ttl, duration } => ("F", ttl_text(ttl), Some(duration), Arg::Text(error)),
             End::Release => ("R", String::new(), None, Arg::Static("")),
-            End::Doubt { reason } => ("D", String::new(), None, Arg::Text(reason)),
+            End::Doubt { reason } => ("D", String::new(), None, Arg::Text(format!(":{reason}"))),
         };
         let duration = duration
             .map_or_else(|| "----------------".into(), |d| format!("{:016}", d.as_millis().min(9_999_999_999_999_999)));

@@ -230,13 +230,13 @@ pub(super) async fn page(
     cursor: Option<String>,
     limit: usize,
 ) -> Result<Page, StoreError> {
-    let cursor = cursor.unwrap_or_default();
-    let is_id = cursor.len() == ID && cursor.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    if !cursor.is_empty() && !is_id {
+    let is_id = |c: &str| c.len() == ID && c.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if let Some(bad) = cursor.as_deref().filter(|c| !is_id(c)) {
         return Err(StoreError::BadRequest {
-            message: format!("{cursor:?} is no cursor: give the `next` of the page before, or none"),
+            message: format!("{bad:?} is no cursor: give the `next` of the page before, or none"),
         });
     }
+    let cursor = cursor.unwrap_or_default();
     let limit = limit.clamp(1, MAX_PAGE);
     let now = if filter.expiring_within.is_some() { now(shared).await? } else { Timestamp::from_millis(0) };
     let prefix = prefix(filter);
@@ -577,8 +577,9 @@ async fn edge(shared: &Arc<Shared>, space: &Arc<Space>, edge: Edge) -> Result<Op
         async move { edge_of(&shared, &space, &bucket, edge).await }
     })
     .await?;
-    let times = firsts.into_iter().flatten();
-    Ok(if edge == Edge::Oldest { times.min() } else { times.max() })
+    let firsts = firsts.into_iter().flatten();
+    let found = if edge == Edge::Oldest { firsts.min() } else { firsts.max() };
+    Ok(found.map(|(_, started_at)| started_at))
 }
 
 async fn edge_of(
@@ -586,7 +587,7 @@ async fn edge_of(
     space: &Arc<Space>,
     bucket: &Arc<Bucket>,
     edge: Edge,
-) -> Result<Option<Timestamp>, StoreError> {
+) -> Result<Option<(String, Timestamp)>, StoreError> {
     // Past so many expired ones in a row it is not worth the search: a sweep is due.
     let mut bound = if edge == Edge::Oldest { "[a".to_string() } else { "(b".to_string() };
     for count in [1, 16, CHUNK] {
@@ -601,8 +602,8 @@ async fn edge_of(
         bound = format!("({last}");
         let ids: Vec<_> =
             members.iter().filter_map(|m| m.get(1..)).map(|id| (bucket.clone(), id.to_string())).collect();
-        if let Some((_, row)) = read(shared, space, &ids).await?.into_iter().next() {
-            return Ok(Some(row.record.started_at));
+        if let Some((id, row)) = read(shared, space, &ids).await?.into_iter().next() {
+            return Ok(Some((id, row.record.started_at)));
         }
     }
     Ok(None)

@@ -186,8 +186,13 @@ struct Kept {
     f: Fingerprint,
     #[serde(default)]
     g: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "params")]
     p: Option<Box<RawValue>>,
+}
+
+/// Params that are there, also when they are `null`.
+fn params<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(d).map(Some)
 }
 
 /// A record, and its place in the order of age.
@@ -224,8 +229,9 @@ fn decode(namespace: &str, answer: &[u8]) -> Option<Row> {
     };
     let time = |millis: u64| i64::try_from(millis).ok().map(Timestamp::from_millis);
     let error = match state {
-        State::InDoubt if body.is_empty() => Some("its lease lapsed without a heartbeat".into()),
-        State::InDoubt | State::Failed => Some(body.to_string()),
+        // A colon begins the reason that was given, which may be empty.
+        State::InDoubt => Some(body.strip_prefix(':').unwrap_or("its lease lapsed without a heartbeat").to_string()),
+        State::Failed => Some(body.to_string()),
         State::InProgress | State::Completed => None,
     };
     let record = Record {

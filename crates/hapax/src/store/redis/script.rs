@@ -21,6 +21,8 @@ pub(super) static SWEEP: Script = Script::new(include_str!("sweep.lua"));
 pub(super) static CENSUS: Script = Script::new(include_str!("census.lua"));
 /// Adding to counters, once.
 pub(super) static COUNT: Script = Script::new(include_str!("count.lua"));
+/// Giving a lock back.
+pub(super) static UNLOCK: Script = Script::new(include_str!("unlock.lua"));
 
 impl Script {
     const fn new(text: &'static str) -> Self {

@@ -20,7 +20,8 @@ use tokio::time::Instant;
 use super::error::Failure;
 use super::node::pause;
 use super::op::{self, Op, Resend};
-use super::row::Space;
+use super::options::Mode;
+use super::row::{Bucket, Space};
 use super::topology::Request;
 use super::{Shared, query};
 use crate::store::StoreError;
@@ -34,6 +35,8 @@ const POLL_EVERY: Duration = Duration::from_millis(250);
 const WANTED: i64 = 10_000;
 /// The most namespaces that are polled; with more, nothing is vouched for.
 const MAX_POLLED: usize = 64;
+/// With so few, those of other processes are polled as well.
+const MAX_FOREIGN: usize = 4;
 /// How often a waiter looks while the subscription stands, and while it does not.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_DEAF: Duration = Duration::from_millis(100);
@@ -55,6 +58,8 @@ pub(super) struct Watch {
     /// Whether the subscription stands.
     hears: AtomicBool,
     closed: AtomicBool,
+    /// What the last poll found: the topology's generation, and the buckets' epochs by lane.
+    seen: Mutex<(u64, HashMap<usize, String>)>,
     waiting: AtomicUsize,
     waiters: Mutex<HashMap<String, Vec<Arc<Notify>>>>,
 }
@@ -117,7 +122,6 @@ fn poke(shared: &Arc<Shared>) {
 }
 
 async fn poll(shared: Weak<Shared>) {
-    let mut seen = None;
     let mut failed = false;
     loop {
         {
@@ -131,23 +135,15 @@ async fn poll(shared: Weak<Shared>) {
                 return;
             }
             let began = coarse();
-            let spaces: Vec<Arc<Space>> = shared.spaces.read().values().cloned().collect();
-            if spaces.len() <= MAX_POLLED {
-                let generation = shared.topology.generation();
-                match epochs(&shared, spaces).await {
-                    Ok(epochs) => {
-                        let found = Some((generation, epochs));
-                        if seen != found {
-                            seen = found;
-                            watch.raise();
-                        }
-                        watch.polled.store(began, Ordering::Release);
-                        failed = false;
-                    }
-                    Err(error) => {
-                        if !std::mem::replace(&mut failed, true) {
-                            tracing::debug!(store = %shared.topology.location, %error, "what other processes remove cannot be seen");
-                        }
+            match look(&shared).await {
+                Ok(Looked::All) => {
+                    watch.polled.store(began, Ordering::Release);
+                    failed = false;
+                }
+                Ok(Looked::TooMany) => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut failed, true) {
+                        tracing::debug!(store = %shared.topology.location, %error, "what other processes remove cannot be seen");
                     }
                 }
             }
@@ -156,25 +152,74 @@ async fn poll(shared: Weak<Shared>) {
     }
 }
 
-/// The epochs of all buckets of these namespaces, in the order of their lanes.
-async fn epochs(shared: &Arc<Shared>, spaces: Vec<Arc<Space>>) -> Result<Vec<(usize, String)>, StoreError> {
-    let buckets = spaces.iter().flat_map(|s| s.buckets.iter().cloned());
-    let mut found = query::each(shared, buckets, |shared, bucket| async move {
-        let make = |_| {
-            let mut cmd = redis::cmd("GET");
+enum Looked {
+    All,
+    TooMany,
+}
+
+/// Compares the epochs with those of the last time.
+async fn look(shared: &Arc<Shared>) -> Result<Looked, StoreError> {
+    let watch = &shared.watch;
+    let mut spaces = shared.registered();
+    if spaces.len() > MAX_POLLED {
+        return Ok(Looked::TooMany);
+    }
+    let generation = shared.topology.generation();
+    if spaces.len() < MAX_FOREIGN {
+        // Nothing of a namespace that was not used here can be remembered here, but where it costs little it is vouched
+        // for as well.
+        let all = query::namespaces(shared).await?;
+        if all.len() <= MAX_FOREIGN {
+            spaces = all;
+        }
+    }
+    let mut differs = false;
+    for space in &spaces {
+        let epochs = epochs(shared, space).await?;
+        let mut seen = watch.seen.lock();
+        for (lane, epoch) in epochs {
+            // What was never seen counts as never raised.
+            let before = seen.1.insert(lane, epoch.clone());
+            differs |= before.unwrap_or_default() != epoch;
+        }
+    }
+    differs |= std::mem::replace(&mut watch.seen.lock().0, generation) != generation;
+    if differs {
+        watch.raise();
+    }
+    Ok(Looked::All)
+}
+
+/// The epochs of a namespace's buckets, by lane.
+async fn epochs(shared: &Arc<Shared>, space: &Arc<Space>) -> Result<Vec<(usize, String)>, StoreError> {
+    if matches!(shared.topology.options().mode, Mode::Cluster(_)) {
+        return query::each(shared, space.buckets.iter().cloned(), |shared, bucket| async move {
+            Ok(get(&shared, std::slice::from_ref(&bucket)).await?.pop().unwrap_or((bucket.lane, String::new())))
+        })
+        .await;
+    }
+    get(shared, &space.buckets).await
+}
+
+/// The epochs of buckets that lie on one server.
+async fn get(shared: &Shared, buckets: &[Arc<Bucket>]) -> Result<Vec<(usize, String)>, StoreError> {
+    let Some(slot) = buckets.first().map(|b| b.slot) else { return Ok(Vec::new()) };
+    let make = |_| {
+        let mut cmd = redis::cmd("MGET");
+        for bucket in buckets {
             cmd.arg(&bucket.epoch);
-            cmd
-        };
-        let request = Request { slot: bucket.slot, is_write: false, resend: Resend::Safe, make: &make };
-        let epoch = match shared.topology.exec(&request).await? {
-            Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            _ => String::new(),
-        };
-        Ok((bucket.lane, epoch))
-    })
-    .await?;
-    found.sort_unstable();
-    Ok(found)
+        }
+        cmd
+    };
+    let request = Request { slot, is_write: false, resend: Resend::Safe, make: &make };
+    let Value::Array(found) = shared.topology.exec(&request).await? else {
+        return Err(shared.odd("the server gave no epochs".into()));
+    };
+    let texts = found.into_iter().map(|value| match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        _ => String::new(),
+    });
+    Ok(buckets.iter().map(|b| b.lane).zip(texts).collect())
 }
 
 /// Registered as long as it lives.
