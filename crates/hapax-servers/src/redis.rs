@@ -38,6 +38,13 @@ impl RedisConfig {
         self
     }
 
+    /// Without this command, as managed servers are without `CONFIG`.
+    #[must_use]
+    pub fn without(mut self, command: &str) -> Self {
+        self.args.extend(["--rename-command".to_string(), command.to_string(), String::new()]);
+        self
+    }
+
     /// An append-only file, synced as `fsync` says: `always` or `everysec`.
     #[must_use]
     pub fn aof(self, fsync: &str) -> Self {

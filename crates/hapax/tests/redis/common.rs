@@ -76,10 +76,6 @@ impl Ledger {
         value
     }
 
-    pub fn of(&self, key: &str) -> usize {
-        self.0.lock().unwrap().get(key).map_or(0, Vec::len)
-    }
-
     /// Keys with more than one effect, and when they had the first.
     pub fn doubled(&self) -> Vec<(String, Instant)> {
         let ledger = self.0.lock().unwrap();

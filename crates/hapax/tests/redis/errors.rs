@@ -115,9 +115,7 @@ fn a_server_that_may_forget_is_warned_of_by_the_name_of_its_setting() {
     let forgetful = RedisServer::start(RedisConfig::new().set("maxmemory-policy", "allkeys-lru")).unwrap();
     let careful = RedisServer::start(RedisConfig::new().aof("everysec")).unwrap();
     // As managed servers do.
-    let closed =
-        RedisServer::start(RedisConfig::new().set("rename-command", "CONFIG \"\"").set("rename-command", "INFO \"\""))
-            .unwrap();
+    let closed = RedisServer::start(RedisConfig::new().without("CONFIG").without("INFO")).unwrap();
     run(async {
         for redis in [&forgetful, &careful, &closed] {
             open(&redis.url()).await;

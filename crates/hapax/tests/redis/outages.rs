@@ -267,7 +267,9 @@ fn a_failover_loses_acknowledged_writes_unless_replicas_are_waited_for_as_the_do
         // With the replica in step, waiting for it costs only time.
         assert!(matches!(careful.begin(begin("in-step")).await.unwrap(), Begun::Started { .. }));
         // The replica gets nothing from here on.
-        group.servers[1].process().unwrap().signal(Signal::STOP).unwrap();
+        group.servers[1].ask(&["CONFIG", "SET", "masteruser", "nobody"]).unwrap();
+        group.servers[1].ask(&["CONFIG", "SET", "masterauth", "wrong"]).unwrap();
+        group.servers[0].ask(&["CLIENT", "KILL", "TYPE", "replica"]).unwrap();
         let first = begin("lost");
         let attempt = first.attempt;
         assert!(matches!(plain.begin(first).await.unwrap(), Begun::Started { .. }));
@@ -277,8 +279,6 @@ fn a_failover_loses_acknowledged_writes_unless_replicas_are_waited_for_as_the_do
         let StoreError::AnswerLost { message, .. } = &refused else { panic!("{refused:?}") };
         assert!(message.contains("0 of 1 replicas"), "{message}");
         // The primary dies, and the replica that missed it takes over.
-        group.servers[0].kill().unwrap();
-        group.servers[1].process().unwrap().signal(Signal::CONT).unwrap();
         let group = tokio::task::spawn_blocking(move || group.fail_over().map(|()| group)).await.unwrap().unwrap();
         assert_eq!(plain.get(ns(), key("lost")).await.unwrap(), None, "what was acknowledged is gone");
         let kept = plain.get(ns(), key("in-step")).await.unwrap().unwrap();

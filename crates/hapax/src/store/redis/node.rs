@@ -184,7 +184,8 @@ impl Node {
             tokio::time::sleep_until(*next).await;
         }
         let config = AsyncConnectionConfig::new().set_pipeline_buffer_size(1024);
-        match self.dial.connect(&self.address, ProtocolVersion::RESP2, config).await {
+        let connecting = self.dial.connect(&self.address, ProtocolVersion::RESP2, config);
+        match tokio::time::timeout_at(deadline, connecting).await.unwrap_or_else(|_| Err(late())) {
             Ok(connection) => {
                 let id = self.made.fetch_add(1, Ordering::AcqRel);
                 if place.was_up {

@@ -157,11 +157,14 @@ impl Topology {
         if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return Ok(());
         }
-        let found = match &self.options.mode {
-            Mode::Single(_) => Ok(()),
-            Mode::Sentinel { sentinels, primary } => self.ask_sentinels(sentinels, primary).await,
-            Mode::Cluster(seeds) => self.ask_cluster(seeds).await,
+        let asking = async {
+            match &self.options.mode {
+                Mode::Single(_) => Ok(()),
+                Mode::Sentinel { sentinels, primary } => self.ask_sentinels(sentinels, primary).await,
+                Mode::Cluster(seeds) => self.ask_cluster(seeds).await,
+            }
         };
+        let found = tokio::time::timeout_at(deadline, asking).await.unwrap_or_else(|_| Err(late()));
         *looked = Some(Instant::now());
         found
     }

@@ -26,7 +26,8 @@ local raise = false
 local function read(key)
   local value = call('GET', key)
   if not value then return nil end
-  if sub(value, 1, 1) ~= '1' then error('NEWER', 0) end
+  -- What is no record is not taken for an absent one.
+  if sub(value, 1, 1) ~= '1' or #value < 188 then error('NEWER', 0) end
   local state = sub(value, 2, 2)
   if state == 'P' then
     if sub(value, 36, 50) <= now15 then
@@ -35,6 +36,7 @@ local function read(key)
       return 'D', '1D' .. sub(value, 3)
     end
   elseif state ~= 'D' then
+    if state ~= 'C' and state ~= 'F' then error('NEWER', 0) end
     local expires = sub(value, 36, 50)
     if expires ~= NEVER and expires <= now15 then return nil, nil, value end
   end
