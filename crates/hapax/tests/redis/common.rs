@@ -65,7 +65,9 @@ pub async fn manager(url: &str) -> Hapax {
 
 /// The effects that actions had in the world, each with the value it returned and when.
 #[derive(Clone, Default)]
-pub struct Ledger(Arc<Mutex<HashMap<String, Vec<(u64, Instant)>>>>);
+pub struct Ledger(Arc<Mutex<Effects>>);
+
+type Effects = HashMap<String, Vec<(u64, Instant)>>;
 
 impl Ledger {
     /// Has an effect; its value is unlike any other.

@@ -33,7 +33,7 @@ const GROUP_LIMIT: usize = 64;
 /// The most bytes in one script call, if it has several operations.
 const GROUP_BYTES: usize = 512 << 10;
 /// The most calls under way for one bucket.
-const CALLS_PER_BUCKET: usize = 2;
+const CALLS_PER_BUCKET: usize = 1;
 /// How long the thread outlives the store to finish what was taken in.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -51,7 +51,7 @@ struct Item {
 
 #[derive(Debug)]
 enum Command {
-    Do(Box<Item>),
+    Do(Item),
     Stop(oneshot::Sender<()>),
 }
 
@@ -145,7 +145,7 @@ impl Driver {
         }
         let (answer, receiver) = oneshot::channel();
         let item = Item { bucket: bucket.clone(), op, size, since: Instant::now(), answer };
-        if self.commands.send(Command::Do(Box::new(item))).is_err() {
+        if self.commands.send(Command::Do(item)).is_err() {
             return Err(self.closed());
         }
         Ok(receiver)
@@ -173,19 +173,19 @@ impl Drop for Driver {
 
 #[derive(Debug, Default)]
 struct Lane {
-    waiting: VecDeque<Box<Item>>,
+    waiting: VecDeque<Item>,
     calls: usize,
 }
 
 impl Lane {
     /// What goes into the next call.
-    fn group(&mut self) -> Vec<Box<Item>> {
+    fn group(&mut self) -> Vec<Item> {
         let (mut group, mut bytes) = (Vec::new(), 0);
         while let Some(item) = self.waiting.front() {
             let too_many = group.len() >= GROUP_LIMIT || (bytes > 0 && bytes + item.size > GROUP_BYTES);
             // What must not be sent twice goes alone, lest it keep others from being sent again.
             let alone = |item: &Item| item.op.resend == Resend::Never;
-            if too_many || (!group.is_empty() && (alone(item) || group.last().is_some_and(|i: &Box<Item>| alone(i)))) {
+            if too_many || (!group.is_empty() && (alone(item) || group.last().is_some_and(alone))) {
                 break;
             }
             bytes += item.size;
@@ -264,7 +264,7 @@ impl Drop for Held {
     }
 }
 
-async fn call(topology: Arc<Topology>, group: Vec<Box<Item>>, load: Arc<Load>, lane: usize) -> usize {
+async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: usize) -> usize {
     let _held = Held { load, ops: group.len(), bytes: group.iter().map(|i| i.size).sum() };
     let late = topology.command_timeout();
     let (group, overdue): (Vec<_>, Vec<_>) = group.into_iter().partition(|item| item.since.elapsed() < late);
