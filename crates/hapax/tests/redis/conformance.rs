@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use hapax::store::Store;
 use hapax::store::conformance::{Subject, cases, check, model};
@@ -19,7 +20,9 @@ const ABREAST: usize = 12;
 async fn subject(url: String) -> Subject {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let url = format!("{url}?prefix=case{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    Subject::new(Arc::new(open(&url).await)).opened_again_by(move || {
+    // Longer than by default: a dozen cases share the machine.
+    let subject = Subject::new(Arc::new(open(&url).await)).tick(Duration::from_millis(700));
+    subject.opened_again_by(move || {
         let url = url.clone();
         async move { Arc::new(open(&url).await) as Arc<dyn Store> }
     })

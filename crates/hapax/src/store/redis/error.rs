@@ -128,6 +128,11 @@ pub(super) fn connecting(address: &str, error: &RedisError) -> Failure {
     if said.contains("InvalidContentType") || said.contains("corrupt message") {
         return Failure::other(format!("{address} does not speak TLS ({said}); give redis: in place of rediss:"));
     }
+    if error.is_connection_dropped() {
+        return Failure::Unsent(format!(
+            "{address} cut the connection ({said}); if it wants TLS, give rediss: in place of redis:"
+        ));
+    }
     match error.kind() {
         ErrorKind::Io => Failure::Unsent(format!("{address} cannot be reached ({said})")),
         ErrorKind::Parse => Failure::other(format!("{address}: {}", not_redis(&said))),

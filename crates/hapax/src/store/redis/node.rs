@@ -102,8 +102,10 @@ impl Dial {
             }
             Ok(connection)
         };
+        // A Redis without TLS waits in silence for the rest of what it takes for a command.
+        let hint = if self.options.tls.on { "; if it does not speak TLS, give redis: in place of rediss:" } else { "" };
         tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
-            Err(Failure::Unsent(format!("{address} does not answer within {limit:?} (connect_timeout)")))
+            Err(Failure::Unsent(format!("{address} does not answer within {limit:?} (connect_timeout){hint}")))
         })
     }
 }

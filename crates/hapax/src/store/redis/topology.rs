@@ -21,6 +21,8 @@ use crate::store::StoreError;
 
 /// Between two looks at how the servers are set up.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The longest nap of a request between two tries; connecting has pauses of its own.
+const LONGEST_NAP: Duration = Duration::from_millis(250);
 /// How often one request follows a redirection.
 const MAX_REDIRECTIONS: usize = 8;
 
@@ -285,7 +287,7 @@ impl Topology {
                 }
             };
             // The first time at once: an idle connection that was closed costs one try.
-            let nap = if failures == 1 { Duration::ZERO } else { pause(failures) };
+            let nap = if failures == 1 { Duration::ZERO } else { pause(failures).min(LONGEST_NAP) };
             let is_down = matches!(&failure, Failure::Unsent(_)) && self.is_long_down(request.slot);
             if give_up || is_down || Instant::now() + nap >= deadline {
                 return Err(failure.into_store(&self.location, how.sent_before, limit));
