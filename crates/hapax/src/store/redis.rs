@@ -19,6 +19,7 @@ mod room;
 mod row;
 mod script;
 mod startup;
+mod tally;
 mod topology;
 mod watch;
 
@@ -286,22 +287,22 @@ impl Store for RedisStore {
 
     fn count(&self, namespace: Arc<str>, counters: Counters, presented: Vec<(Key, u64)>) -> StoreFuture<'_, ()> {
         let space = self.shared.space(&namespace);
-        self.task(move |shared| async move { query::count(&shared, &space, counters, presented).await })
+        self.task(move |shared| async move { tally::count(&shared, &space, counters, presented).await })
     }
 
     fn counters(&self, namespace: Arc<str>) -> StoreFuture<'_, Counters> {
         let space = self.shared.space(&namespace);
-        self.task(|shared| async move { query::counters(&shared, &space).await })
+        self.task(|shared| async move { tally::counters(&shared, &space).await })
     }
 
     fn reset_counters(&self, namespace: Arc<str>) -> StoreFuture<'_, ()> {
         let space = self.shared.space(&namespace);
-        self.task(|shared| async move { query::reset_counters(&shared, &space).await })
+        self.task(|shared| async move { tally::reset_counters(&shared, &space).await })
     }
 
     fn census(&self, namespace: Arc<str>) -> StoreFuture<'_, Census> {
         let space = self.shared.space(&namespace);
-        self.task(|shared| async move { query::census(&shared, &space).await })
+        self.task(|shared| async move { tally::census(&shared, &space).await })
     }
 
     fn changed(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, at_most: Duration) -> StoreFuture<'_, ()> {

@@ -17,7 +17,7 @@ use super::op::{self, Insert, Op, Resend};
 use super::row::{Space, slot};
 use super::script::UNLOCK;
 use super::topology::Request;
-use super::{Shared, query};
+use super::{Shared, query, tally};
 use crate::store::{Begin, Begun, Capacity, Mark, Marked, OnFull, StoreError};
 
 /// How long a count is good for while there is much room.
@@ -124,7 +124,7 @@ async fn make(shared: &Arc<Shared>, capacity: Capacity) -> Result<Made, StoreErr
     }
     let mut made = Made { _lock: Some(Lock::take(shared).await?), ..Made::default() };
     let spaces = query::namespaces(shared).await?;
-    let mut records = query::entries(shared, &spaces).await?;
+    let mut records = tally::entries(shared, &spaces).await?;
     if records >= max_entries {
         made.expired = query::sweep(shared, usize::MAX).await?;
         records = records.saturating_sub(made.expired);
