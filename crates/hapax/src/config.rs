@@ -255,7 +255,8 @@ impl std::fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// The store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`.
+    /// The store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`; with the feature
+    /// `redis` also `redis://HOST` and its kin (see `docs/stores.md`).
     /// Default: `memory:`.
     #[must_use]
     pub fn store_url(mut self, url: impl Into<String>) -> Self {
@@ -392,10 +393,16 @@ async fn open_store(url: String) -> Result<Arc<dyn Store>, StoreError> {
             let store = rx.await.map_err(|_| failed("opening it was cut short".into()))??;
             Ok(Arc::new(store))
         }
+        #[cfg(feature = "redis")]
+        scheme if scheme.starts_with("redis") => {
+            use crate::store::redis::{RedisOptions, RedisStore};
+            Ok(Arc::new(RedisStore::open(RedisOptions::from_url(&url)?).await?))
+        }
         _ => Err(StoreError::BadRequest {
             // Passwords stand behind the scheme: it alone is repeated.
             message: format!(
-                "no store for {scheme:?}: give `memory:` or `sqlite:PATH` (optionally with ?durability=buffered)"
+                "no store for {scheme:?}: give `memory:`, `sqlite:PATH` (optionally with ?durability=buffered) or `redis://HOST`, \
+                 each as far as its cargo feature is on"
             ),
         }),
     }
