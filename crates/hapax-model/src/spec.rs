@@ -112,6 +112,8 @@ pub enum Op {
     Sweep,
     /// Time passes, until a lease lapses.
     Lapse,
+    /// The process of this attempt dies.
+    Die(Attempt),
     /// The wall clock jumps forward, past a time to live.
     Forward,
     /// The wall clock jumps back by as much.
@@ -221,9 +223,10 @@ impl Spec {
                 }
                 Answer::Gone(u8::from(over))
             }
-            Op::Lapse => {
+            Op::Lapse | Op::Die(_) => {
                 if let Some(row) = &mut self.row
                     && row.written == Written::InProgress
+                    && (op == Op::Lapse || op == Op::Die(row.attempt))
                     && mutant != Some(Mutant::LapsedIsBusy)
                 {
                     row.lapsed = true;
