@@ -9,7 +9,7 @@
 //! - `world`: what a state of it is.
 //! - `property`: what must be true in every state.
 //! - `driver`, `replay`: paths of the model, replayed on a real store.
-//! - `linear`, `history`: concurrent calls of a real store, and whether any order explains them.
+//! - `linear`, `history`, `fleet`: concurrent calls of a real store, and whether any order explains them.
 //! - `graph`: the reachable states as a graph, for what must stay reachable.
 //!
 //! Invariant: nothing here decides what is right by asking the library; the
@@ -18,6 +18,7 @@
 
 pub mod check;
 pub mod driver;
+pub mod fleet;
 pub mod graph;
 pub mod history;
 pub mod linear;

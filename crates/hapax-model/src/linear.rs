@@ -50,12 +50,12 @@ pub fn linearize(events: &[Event]) -> Result<(), Refused> {
     let mut todo = vec![(0_u128, Spec::default())];
     let mut furthest = 0_u128;
     while let Some((mut done, spec)) = todo.pop() {
-        // What changes nothing and is explained now may as well have been now: it stands in
-        // nobody's way. Without this, sixty reads at once would have 2^60 orders.
+        // A look that is explained now may as well have been now: it stands in nobody's way.
+        // Without this, sixty reads at once would have 2^60 orders.
         while let Some(n) = candidates(events, done).find(|n| {
             events.get(*n).and_then(|e| e.returned.map(|(_, said)| (e.op, said))).is_some_and(|(op, said)| {
                 let mut after = spec;
-                after.step(op, None) == said && after == spec
+                changes_nothing(op, said) && after.step(op, None) == said && after == spec
             })
         }) {
             done |= 1 << n;
@@ -76,12 +76,26 @@ pub fn linearize(events: &[Event]) -> Result<(), Refused> {
             let Some(event) = events.get(n) else { continue };
             let mut after = spec;
             let answer = after.step(event.op, None);
-            if after != spec && event.returned.is_none_or(|(_, said)| said == answer) {
+            let explained = match event.returned {
+                Some((_, said)) => said == answer,
+                // One without an answer that changes nothing need never have been.
+                None => after != spec,
+            };
+            if explained {
                 todo.push((done | 1 << n, after));
             }
         }
     }
     Err(Refused::NoOrder(story(events, furthest)))
+}
+
+/// Whether an operation with this answer changes nothing, whenever it is asked.
+fn changes_nothing(op: Op, answer: Answer) -> bool {
+    match answer {
+        Answer::Found(_) => op == Op::Get,
+        Answer::Exists(_) | Answer::Lapsed | Answer::Lost(_) | Answer::NotInDoubt(_) | Answer::Absent => true,
+        Answer::Started(_) | Answer::Renewed | Answer::Done | Answer::Gone(_) | Answer::Nothing => false,
+    }
 }
 
 /// The calls that may come next: those that no other, still to come, ended before.

@@ -120,6 +120,17 @@ fn a_call_without_an_answer_may_take_effect_late_or_never() {
 }
 
 #[test]
+fn a_lapse_that_would_be_explained_early_is_also_tried_late() {
+    // Before `begin` takes effect the lapse changes nothing, and is explained; after it too.
+    let doubt = View { state: Written::InDoubt, attempt: 1, value: None, attempts: 1 };
+    is_good(&[
+        open(begin(1), 0),
+        done(Op::Lapse, 1, 2, Answer::Nothing),
+        done(Op::Get, 3, 4, Answer::Found(Some(doubt))),
+    ]);
+}
+
+#[test]
 fn a_hundred_calls_at_once_are_judged_in_no_time() {
     // Sixty reads that overlap everything: without memory this would take for ever.
     let mut events: Vec<Event> = (0..60).map(|n| done(Op::Get, n, 1000 + n, Answer::Found(None))).collect();

@@ -49,3 +49,26 @@ fn histories_of_three_sqlite_handles_on_one_file_are_linearizable() {
     let calls = judge(&sqlite(&dir, &clock, 3, None), &clock, 120);
     println!("sqlite: 120 histories of 3 handles, {calls} calls");
 }
+
+#[test]
+fn histories_of_a_sqlite_file_that_is_full_are_linearizable() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let calls = judge(&sqlite(&dir, &clock, 3, Some(20)), &clock, 120);
+    println!("sqlite, full: 120 histories, {calls} calls that the store did not refuse");
+    assert!(calls < 7_900, "the file was never full");
+}
+
+#[test]
+fn histories_of_sqlite_processes_that_are_killed_are_linearizable() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_hapax-model"));
+    let recorded = hapax_model::fleet::record(program, dir.path(), 1, 3, 100).unwrap();
+    let calls: usize = recorded.histories.values().map(Vec::len).sum();
+    println!("sqlite: {} histories, {calls} calls and deaths, {} kills", recorded.histories.len(), recorded.kills);
+    assert!(recorded.histories.len() > 50 && recorded.kills > 10);
+    for (key, events) in &recorded.histories {
+        if let Err(Refused::NoOrder(story)) = linearize(events) {
+            assert!(story.is_empty(), "key {key}: no order explains\n{story}");
+        }
+    }
+}
