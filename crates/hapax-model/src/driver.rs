@@ -164,6 +164,8 @@ impl Driver {
                 self.jump(LEASE, -1);
                 Answer::Nothing
             }
+            // Nobody can be asked for it.
+            Op::Die(_) => Answer::Nothing,
             Op::Forward => {
                 self.jump(TTL, 1);
                 Answer::Nothing

@@ -31,6 +31,15 @@ const CALLERS: [&[OnDoubt]; 7] = [
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let ["client", orders] = args.as_slice() {
+        return match hapax_model::fleet::client(orders) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("hapax-model: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let attempts = match args.as_slice() {
         [] => Some(3),
         ["--attempts", n] => n.parse().ok().filter(|n| (1..=4).contains(n)),
