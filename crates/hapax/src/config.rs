@@ -392,6 +392,11 @@ async fn open_store(url: String) -> Result<Arc<dyn Store>, StoreError> {
             let store = rx.await.map_err(|_| failed("opening it was cut short".into()))??;
             Ok(Arc::new(store))
         }
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => {
+            use crate::store::postgres::{PostgresOptions, PostgresStore};
+            Ok(Arc::new(PostgresStore::open(PostgresOptions::from_url(&url)?).await?))
+        }
         _ => Err(StoreError::BadRequest {
             // Passwords stand behind the scheme: it alone is repeated.
             message: format!(

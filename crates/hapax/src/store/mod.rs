@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, Timestamp, Ttl};
 
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 

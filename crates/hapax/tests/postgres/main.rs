@@ -1,0 +1,4 @@
+//! The PostgreSQL store on real servers.
+
+mod common;
+mod smoke;
