@@ -179,7 +179,7 @@ impl Hapax {
         action.identify(&identity).map(Cow::Owned)
     }
 
-    fn policy_of(&self, action: &Action) -> Result<Policy, Error> {
+    pub(crate) fn policy_of(&self, action: &Action) -> Result<Policy, Error> {
         let mut policy = self.inner.config.read().policy_for(&action.action_type, &action.target);
         action.policy.apply(&mut policy);
         validate_policy(&policy)?;

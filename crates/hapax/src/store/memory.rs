@@ -617,6 +617,7 @@ impl Store for MemoryStore {
         self.step(|data, now| {
             let mut census = Census::default();
             let Some(space) = data.spaces.get_mut(&*namespace) else { return Ok(census) };
+            let (mut first, mut last) = (u64::MAX, 0);
             for row in space.rows.values_mut().filter(|row| !row.is_expired(now)) {
                 row.settle_lapse(now);
                 let record = &row.record;
@@ -626,9 +627,13 @@ impl Store for MemoryStore {
                     State::Completed => census.completed += 1,
                     State::Failed => census.failed += 1,
                 }
-                let at = record.started_at;
-                census.oldest = Some(census.oldest.map_or(at, |o| o.min(at)));
-                census.newest = Some(census.newest.map_or(at, |n| n.max(at)));
+                // By age, as in a query: an old record may have been taken over a moment ago.
+                if row.sequence < first {
+                    (first, census.oldest) = (row.sequence, Some(record.started_at));
+                }
+                if row.sequence > last {
+                    (last, census.newest) = (row.sequence, Some(record.started_at));
+                }
                 let texts = [record.params.as_ref(), record.result.as_ref()];
                 let payload: usize = texts.into_iter().flatten().map(|json| json.as_str().len()).sum();
                 census.bytes += (size_of::<Row>() + record.key.as_str().len() + payload) as u64;
@@ -639,6 +644,9 @@ impl Store for MemoryStore {
 
     fn changed(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, at_most: Duration) -> StoreFuture<'_, ()> {
         Box::pin(async move {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(StoreError::Closed { store: "memory:".into() });
+            }
             /// Counts a waiter for as long as it waits, cancelled or not.
             struct Waiting<'a>(&'a AtomicU64);
             impl Drop for Waiting<'_> {
