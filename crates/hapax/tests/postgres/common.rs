@@ -1,11 +1,11 @@
-//! A server that the tests of this binary share, a database for each.
+//! A server that the tests of this binary share, a schema of one database for each.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use hapax::Hapax;
 use hapax::store::postgres::{PostgresOptions, PostgresStore};
-use hapax_servers::postgres::{Disk, PostgresServer, Tls};
+use hapax_servers::postgres::{Disk, PgBouncer, PostgresServer, Tls};
 
 /// The shared server.
 pub fn server() -> &'static PostgresServer {
@@ -13,12 +13,26 @@ pub fn server() -> &'static PostgresServer {
     SERVER.get_or_init(|| PostgresServer::start(Disk::Fast, Tls::Off).unwrap())
 }
 
-/// An empty database of the shared server: its name.
-pub fn database() -> String {
+/// PgBouncer in front of it.
+fn pooler() -> &'static PgBouncer {
+    static POOLER: OnceLock<PgBouncer> = OnceLock::new();
+    POOLER.get_or_init(|| PgBouncer::start(server(), 20).unwrap())
+}
+
+/// A schema that nobody has used.
+pub fn schema() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::SeqCst));
-    server().create_database(&name).unwrap();
-    name
+    format!("test_{}", NUMBER.fetch_add(1, Ordering::SeqCst))
+}
+
+/// The address of an empty schema of the shared server.
+pub fn url() -> String {
+    format!("{}?schema={}", server().url("postgres"), schema())
+}
+
+/// The same through PgBouncer.
+pub fn pooled_url() -> String {
+    format!("{}?schema={}", pooler().url("postgres"), schema())
 }
 
 /// An open store.

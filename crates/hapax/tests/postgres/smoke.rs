@@ -3,11 +3,11 @@
 use hapax::Action;
 use serde_json::json;
 
-use crate::common::{database, manager, server};
+use crate::common::{manager, url};
 
 #[tokio::test]
 async fn an_action_runs_once_and_is_replayed() {
-    let url = server().url(&database());
+    let url = url();
     let (one, other) = (manager(&url).await, manager(&url).await);
     let action =
         Action::new("create_task", "trello").signal("signal-1").params(json!({"name": "Täsk\u{0}"})).tag("a", "b");
