@@ -1,6 +1,7 @@
 //! The suite that every store passes, directly and through PgBouncer in transaction mode.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hapax::store::Store;
 use hapax::store::conformance::{Subject, model};
@@ -8,7 +9,8 @@ use hapax::store::conformance::{Subject, model};
 use crate::common::{open, pooled_url, url};
 
 fn subject(store: impl Store, url: String) -> Subject {
-    Subject::new(Arc::new(store)).opened_again_by(move || {
+    // Long enough for a connection to be opened on a busy machine.
+    Subject::new(Arc::new(store)).tick(Duration::from_millis(400)).opened_again_by(move || {
         let url = url.clone();
         async move { Arc::new(open(&url).await) as Arc<dyn Store> }
     })

@@ -25,7 +25,7 @@ pub(super) async fn page(
 ) -> Result<Page, Failed> {
     let after = match cursor {
         None => 0,
-        Some(text) => text.parse::<i64>().map_err(|_| StoreError::BadRequest {
+        Some(text) => text.parse::<i64>().ok().filter(|after| *after >= 0).ok_or_else(|| StoreError::BadRequest {
             message: format!("{text:?} is no cursor: give the `next` of the page before, or none"),
         })?,
     };

@@ -217,21 +217,24 @@ async fn heartbeat(
     let hashes: Vec<Uuid> = asked.iter().map(|a| a.0).collect();
     let attempts: Vec<Uuid> = asked.iter().map(|a| a.1).collect();
     let leases: Vec<i64> = asked.iter().map(|a| a.2).collect();
-    let mut answers: HashMap<Uuid, Beat> = HashMap::new();
+    let mut answers: HashMap<(Uuid, Uuid), Beat> = HashMap::new();
     for row in session.query(&shared.sql.heartbeat, &[&hashes, &attempts, &leases]).await? {
-        answers.insert(row.try_get(0)?, Beat::Renewed);
+        answers.insert((row.try_get(0)?, row.try_get(1)?), Beat::Renewed);
     }
-    if answers.len() < beats.len() {
-        let rest: Vec<Uuid> = asked.iter().filter(|a| !answers.contains_key(&a.1)).map(|a| a.0).collect();
+    let rest: Vec<Uuid> = asked.iter().filter(|a| !answers.contains_key(&(a.0, a.1))).map(|a| a.0).collect();
+    if !rest.is_empty() {
         for row in session.query(&shared.sql.existing, &[&rest]).await? {
             if let Some(row) = read(&row, namespace)?
                 && row.record.state == State::InDoubt
             {
-                answers.entry(uuid(row.record.attempt_id)).or_insert(Beat::Lapsed);
+                answers.entry((row.hash, uuid(row.record.attempt_id))).or_insert(Beat::Lapsed);
             }
         }
     }
-    Ok(beats.iter().map(|(_, attempt, _)| answers.get(&uuid(*attempt)).copied().unwrap_or(Beat::Lost)).collect())
+    let answer = |(key, attempt, _): &(Key, AttemptId, Duration)| {
+        answers.get(&(hash_of(namespace, key), uuid(*attempt))).copied().unwrap_or(Beat::Lost)
+    };
+    Ok(beats.iter().map(answer).collect())
 }
 
 async fn settle(

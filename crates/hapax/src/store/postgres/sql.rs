@@ -64,6 +64,8 @@ const INSERT: &str = "INSERT INTO @records (hash, space_tag, action_tag, target_
     host, pid, label, tags, params)";
 
 statements! {
+    // A time to live that is null is for ever; LEAST would take the other.
+
     // Begin: most keys are new, so the insert finds out. It locks no row that is there already, and several go in in
     // the order of their hashes, so that two such statements cannot wait for each other in a circle.
     begin_one (UUID, INT8, INT8, INT8, INT8, UUID, INT8, BYTEA, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, INT8, TEXT, TEXT, TEXT, BOOL)
@@ -95,12 +97,12 @@ statements! {
     // End: kind is the state it becomes. A release deletes.
     end_one (UUID, UUID, INT2, TEXT, INT8, INT8)
         "UPDATE @records r SET state = $3, body = $4, executed_at = CASE WHEN $3 > 1 THEN n.ms END,
-            expires_at = CASE WHEN $3 > 1 THEN LEAST(n.ms + $5, 253402207199999) END, duration_ms = COALESCE($6, r.duration_ms),
+            expires_at = CASE WHEN $5 IS NOT NULL THEN LEAST(n.ms + $5, 253402207199999) END, duration_ms = COALESCE($6, r.duration_ms),
             lease_until = NULL FROM (SELECT @now AS ms) n
             WHERE r.hash = $1 AND r.attempt = $2 AND r.state < 2 RETURNING r.attempt, n.ms, r.expires_at, r.waited, r.hash";
     end_many (UUID_ARRAY, UUID_ARRAY, INT2_ARRAY, TEXT_ARRAY, INT8_ARRAY, INT8_ARRAY)
         "UPDATE @records r SET state = a.kind, body = a.body, executed_at = CASE WHEN a.kind > 1 THEN n.ms END,
-            expires_at = CASE WHEN a.kind > 1 THEN LEAST(n.ms + a.ttl, 253402207199999) END,
+            expires_at = CASE WHEN a.ttl IS NOT NULL THEN LEAST(n.ms + a.ttl, 253402207199999) END,
             duration_ms = COALESCE(a.duration, r.duration_ms), lease_until = NULL
             FROM unnest($1, $2, $3, $4, $5, $6) AS a (hash, attempt, kind, body, ttl, duration), (SELECT @now AS ms) n
             WHERE r.hash = a.hash AND r.attempt = a.attempt AND r.state < 2
@@ -112,10 +114,10 @@ statements! {
 
     heartbeat (UUID_ARRAY, UUID_ARRAY, INT8_ARRAY)
         "UPDATE @records r SET lease_until = @now + a.lease FROM unnest($1, $2, $3) AS a (hash, attempt, lease)
-            WHERE r.hash = a.hash AND r.attempt = a.attempt AND r.state = 0 AND r.lease_until > @now RETURNING r.attempt";
+            WHERE r.hash = a.hash AND r.attempt = a.attempt AND r.state = 0 AND r.lease_until > @now RETURNING r.hash, r.attempt";
     settle_happened (UUID, UUID, UUID, TEXT, INT8)
         "UPDATE @records r SET state = 2, attempt = $3, body = $4, executed_at = n.ms,
-            expires_at = LEAST(n.ms + $5, 253402207199999), lease_until = NULL FROM (SELECT @now AS ms) n
+            expires_at = CASE WHEN $5 IS NOT NULL THEN LEAST(n.ms + $5, 253402207199999) END, lease_until = NULL FROM (SELECT @now AS ms) n
             WHERE r.hash = $1 AND @in_doubt AND ($2 IS NULL OR r.attempt = $2) RETURNING @columns";
     settle_not_happened (UUID, UUID)
         "DELETE FROM @records r WHERE r.hash = $1 AND @in_doubt AND ($2 IS NULL OR r.attempt = $2) RETURNING r.waited";
@@ -123,7 +125,7 @@ statements! {
         "INSERT INTO @records AS r (hash, space_tag, action_tag, target_tag, signal_tag, state, in_tx, attempt, attempts,
             presented, started_at, executed_at, expires_at, waited, fingerprint, namespace, key, signal_id, action_type,
             target, host, pid, label, params, body)
-            SELECT $1, $2, $3, $4, $5, 2, false, $6, 0, 1, n.ms, n.ms, LEAST(n.ms + $7, 253402207199999), false, $8, $9, $10,
+            SELECT $1, $2, $3, $4, $5, 2, false, $6, 0, 1, n.ms, n.ms, CASE WHEN $7 IS NOT NULL THEN LEAST(n.ms + $7, 253402207199999) END, false, $8, $9, $10,
                 $11, $12, $13, $14, $15, $16, $17, $18 FROM (SELECT @now AS ms) n
             ON CONFLICT (hash) DO NOTHING RETURNING @columns";
     remove (UUID)
