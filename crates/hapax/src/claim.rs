@@ -78,6 +78,30 @@ pub struct Claim {
     started: Instant,
     flight: Option<FlightGuard>,
     stage: Stage,
+    kind: Kind,
+}
+
+/// What an attempt is to those who find it without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Its effect may have happened.
+    Plain,
+    /// A transaction of the store's own database, completion included: without its completion it had no effect. Its
+    /// lease is not renewed; it lasts as long as the transaction may.
+    #[cfg(feature = "postgres")]
+    InTx,
+}
+
+impl Kind {
+    /// How an attempt ends that is dropped.
+    fn dropped(self, attempts: u64) -> End {
+        match self {
+            // What it took over was in doubt before, and is again.
+            #[cfg(feature = "postgres")]
+            Self::InTx if attempts == 1 => End::Release,
+            _ => End::Doubt { reason: "the call was cancelled or panicked while the action ran".into() },
+        }
+    }
 }
 
 enum Stage {
@@ -108,11 +132,14 @@ impl Claim {
         attempts: u64,
         policy: &Policy,
         flight: FlightGuard,
+        kind: Kind,
     ) -> Self {
         let key = identified.key.clone();
         let live = Arc::new(AtomicBool::new(true));
-        inner.leases.add(attempt, key.clone(), policy.lease, live.clone());
-        inner.background.wake();
+        if kind == Kind::Plain {
+            inner.leases.add(attempt, key.clone(), policy.lease, live.clone());
+            inner.background.wake();
+        }
         Self {
             context: Context { key, attempt, attempts, live },
             inner,
@@ -121,6 +148,7 @@ impl Claim {
             started: Instant::now(),
             flight: Some(flight),
             stage: Stage::Running,
+            kind,
         }
     }
 
@@ -243,7 +271,18 @@ impl Claim {
         let (key, attempt) = (self.context.key.clone(), self.context.attempt);
         let epoch = self.inner.store.epoch();
         self.stage = Stage::Ending(end.clone());
-        let answer = self.inner.store.end(self.inner.namespace.clone(), key.clone(), attempt, end).await;
+        let answer = self.inner.store.end(self.inner.namespace.clone(), key, attempt, end).await;
+        self.received(answer, epoch, enrich)
+    }
+
+    /// Takes the answer to an end that was begun, for those who joined too.
+    fn received(
+        &mut self,
+        answer: Result<Ended, crate::store::StoreError>,
+        epoch: Option<u64>,
+        enrich: impl FnOnce(&Entry),
+    ) -> Recorded {
+        let (key, attempt) = (self.context.key.clone(), self.context.attempt);
         let stage = std::mem::replace(&mut self.stage, Stage::Ended);
         self.inner.leases.remove(attempt);
         match answer {
@@ -276,6 +315,26 @@ impl Claim {
                 Recorded::Failed(error)
             }
         }
+    }
+
+    /// The completion that is about to be committed elsewhere, with the epoch it is remembered under.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn completing(&mut self, end: End) -> Option<u64> {
+        let epoch = self.inner.store.epoch();
+        self.stage = Stage::Ending(end);
+        epoch
+    }
+
+    /// The completion was committed.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn completed(&mut self, ended: Ended, epoch: Option<u64>, enrich: impl FnOnce(&Entry)) {
+        self.received(Ok(ended), epoch, enrich);
+    }
+
+    /// Another has the key, or the store settles what became of it: nothing is left to say.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn over(&mut self) {
+        self.stage = Stage::Ended;
     }
 
     /// Tells those who joined that the action failed without effect.
@@ -334,10 +393,14 @@ impl Drop for Claim {
         self.inner.leave();
         let end = match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Ended => return,
+            // Nobody knows whether the commit that was under way went through: this tells, since it waits for it.
+            #[cfg(feature = "postgres")]
+            Stage::Ending(End::Complete { .. }) if self.kind == Kind::InTx => self.kind.dropped(self.context.attempts),
             Stage::Ending(end) => end,
             Stage::Running => {
-                tracing::warn!(key = %self.context.key, attempt = %self.context.attempt, "a claim was dropped; its key is in doubt");
-                End::Doubt { reason: "the call was cancelled or panicked while the action ran".into() }
+                let end = self.kind.dropped(self.context.attempts);
+                tracing::warn!(key = %self.context.key, attempt = %self.context.attempt, ?end, "a claim was dropped");
+                end
             }
         };
         self.inner.leases.remove(self.context.attempt);

@@ -31,6 +31,7 @@ mod schema;
 mod session;
 mod sql;
 mod tls;
+pub(crate) mod tx;
 mod watch;
 mod worker;
 
@@ -48,7 +49,7 @@ use self::error::{Failed, store_error};
 use self::point::{Answer, Op};
 use self::queue::{BeginJob, Common, EndJob, Queue};
 use self::row::hash_of;
-use self::session::{Link, Session};
+use self::session::{Link, Purpose, Session};
 use self::sql::Statements;
 use super::{
     Beat, Begin, Begun, Census, Counters, End, Ended, Filter, Mark, Marked, Page, Removed, Settled, Settlement, Store,
@@ -57,6 +58,7 @@ use super::{
 use crate::{AttemptId, Key, Record, Timestamp};
 
 pub use self::options::{PostgresOptions, Prepare};
+pub use tokio_postgres;
 
 /// How long what is under way may take when the store is closed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
@@ -80,6 +82,11 @@ struct Shared {
     /// Marks within a limit, which are transactions, one at a time.
     marks: Link,
     marking: tokio::sync::Mutex<()>,
+    /// Connections for transactions of `execute_in_tx`, and how many there may be.
+    txs: tx::TxPool,
+    tx_places: Arc<tokio::sync::Semaphore>,
+    /// Whether the server shows who holds which advisory lock.
+    has_locks: AtomicBool,
     room: room::Room,
     watch: watch::Watch,
     closed: AtomicBool,
@@ -214,6 +221,7 @@ impl PostgresStore {
             message: format!("{what}: {e}"),
         };
         let tls = tls::Tls::new(&options)?;
+        let tx_connections = options.tx_connections;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -231,6 +239,9 @@ impl PostgresStore {
             scans: Link::new(),
             marks: Link::new(),
             marking: tokio::sync::Mutex::new(()),
+            txs: tx::TxPool::default(),
+            tx_places: Arc::new(tokio::sync::Semaphore::new(tx_connections)),
+            has_locks: AtomicBool::new(false),
             room: room::Room::default(),
             watch: watch::Watch::default(),
             closed: AtomicBool::new(false),
@@ -250,8 +261,10 @@ impl PostgresStore {
             })
             .map_err(|e| unavailable("no thread for its connections", e))?;
         let store = Self { _stop: Stop { shared: shared.clone(), bell: Some(bell) }, shared: shared.clone() };
-        let first = store.run(async move {
-            let session = session::open(&shared, &shared.options.config).await?;
+        let there = shared.clone();
+        let first = run(&store.shared, async move {
+            let shared = there;
+            let session = session::open(&shared, &shared.options.config, Purpose::Store).await?;
             inspect(&shared, &session).await?;
             schema::prepare(&shared, &session).await?;
             let mut first = Some(session);
@@ -266,33 +279,9 @@ impl PostgresStore {
         Ok(store)
     }
 
-    /// Runs something on the store's runtime; the answer may be waited for on any.
-    fn run<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ) -> StoreFuture<'_, T> {
-        let arrived = self.shared.arrive();
-        let (answer, receiver) = oneshot::channel();
-        if let Ok(under_way) = arrived {
-            self.shared.handle.spawn(async move {
-                let _ = answer.send(work.await);
-                drop(under_way);
-            });
-        } else {
-            let _ = answer.send(Err(self.shared.closed_error()));
-        }
-        Box::pin(async move { receiver.await.map_err(|_| self.shared.gone())? })
-    }
-
     fn ask<T: Send + 'static>(&self, op: Op, want: fn(Answer) -> Option<T>) -> StoreFuture<'_, T> {
         let shared = self.shared.clone();
-        self.run(async move { want(point::carry_out(&shared, op).await?).ok_or_else(|| shared.gone()) })
-    }
-
-    fn common<T>(&self, namespace: &str, key: &Key) -> (Common<T>, oneshot::Receiver<Result<T, StoreError>>) {
-        let (answer, receiver) = oneshot::channel();
-        let until = Instant::now() + self.shared.options.command_limit;
-        (Common { hash: hash_of(namespace, key), until, sent: false, answer }, receiver)
+        run(&self.shared, async move { want(point::carry_out(&shared, op).await?).ok_or_else(|| shared.gone()) })
     }
 
     /// Queues a job; what waits for it counts as under way.
@@ -313,6 +302,36 @@ impl PostgresStore {
     }
 }
 
+/// Runs something on the store's runtime; the answer may be waited for on any.
+fn run<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> StoreFuture<'static, T> {
+    let arrived = shared.arrive();
+    let (answer, receiver) = oneshot::channel();
+    let shared = shared.clone();
+    if let Ok(under_way) = arrived {
+        shared.handle.spawn(async move {
+            let _ = answer.send(work.await);
+            drop(under_way);
+        });
+    } else {
+        let _ = answer.send(Err(shared.closed_error()));
+    }
+    Box::pin(async move { receiver.await.map_err(|_| shared.gone())? })
+}
+
+/// What every job has, and where its answer comes.
+fn common<T>(
+    shared: &Shared,
+    namespace: &str,
+    key: &Key,
+) -> (Common<T>, oneshot::Receiver<Result<T, StoreError>>) {
+    let (answer, receiver) = oneshot::channel();
+    let until = Instant::now() + shared.options.command_limit;
+    (Common { hash: hash_of(namespace, key), until, sent: false, answer }, receiver)
+}
+
 /// Whether this is a server that we can work with; warns of what costs durability.
 async fn inspect(shared: &Arc<Shared>, session: &Session) -> Result<(), StoreError> {
     let shown = |name: &'static str| shown(shared, session, name);
@@ -327,6 +346,9 @@ async fn inspect(shared: &Arc<Shared>, session: &Session) -> Result<(), StoreErr
             "the database's encoding is {encoding}, which cannot hold every text: give a database made with ENCODING 'UTF8'"
         )));
     }
+    let rows = session.client.query_typed("SELECT version()", &[]).await;
+    let name: String = rows.ok().and_then(|r| r.first().and_then(|row| row.try_get(0).ok())).unwrap_or_default();
+    shared.has_locks.store(name.starts_with("PostgreSQL") && !name.contains("-YB-"), Ordering::Relaxed);
     if shown("fsync").await.is_ok_and(|v| v == "off") {
         tracing::warn!(store = %shared.location, "fsync is off on the server: a crash of its machine may lose records");
     }
@@ -370,7 +392,7 @@ impl Store for PostgresStore {
     }
 
     fn begin(&self, begin: Begin) -> StoreFuture<'_, Begun> {
-        let (common, receiver) = self.common(&begin.namespace, &begin.key);
+        let (common, receiver) = common(&self.shared, &begin.namespace, &begin.key);
         self.queued(BeginJob { op: Box::new(begin), in_tx: false, tried_over: false, common }, receiver)
     }
 
@@ -379,7 +401,7 @@ impl Store for PostgresStore {
     }
 
     fn end(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, end: End) -> StoreFuture<'_, Ended> {
-        let (common, receiver) = self.common(&namespace, &key);
+        let (common, receiver) = common(&self.shared, &namespace, &key);
         self.queued(EndJob { attempt, end, common }, receiver)
     }
 

@@ -44,3 +44,15 @@ pub async fn open(url: &str) -> PostgresStore {
 pub async fn manager(url: &str) -> Hapax {
     Hapax::open(url).await.unwrap()
 }
+
+/// A manager on the store at `url` with more options.
+pub async fn patched(url: &str, options: &str) -> Hapax {
+    manager(&format!("{url}&{options}")).await
+}
+
+/// The same address by another port.
+pub fn through(url: &str, port: u16) -> String {
+    let (before, after) = url.split_once("127.0.0.1:").unwrap();
+    let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+    format!("{before}127.0.0.1:{port}{after}")
+}

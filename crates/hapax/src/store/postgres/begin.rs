@@ -233,7 +233,8 @@ fn mine(shared: &Shared, job: BeginJob, row: Row) {
 
 /// Whether a transaction that holds the key has ended without a word; then its row is gone.
 async fn is_dead(shared: &Arc<Shared>, session: &Session, row: &Row) -> Result<bool, Failed> {
-    if row.now.since(row.record.started_at).as_millis() < TX_GRACE.unsigned_abs().into() {
+    let young = row.now.since(row.record.started_at).as_millis() < TX_GRACE.unsigned_abs().into();
+    if young || !shared.has_locks.load(std::sync::atomic::Ordering::Relaxed) {
         return Ok(false);
     }
     let attempt = row.record.attempt_id;

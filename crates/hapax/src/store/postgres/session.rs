@@ -78,19 +78,28 @@ impl Session {
     }
 }
 
+/// Whose statements a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The store's own.
+    Store,
+    /// A user's, in a transaction: how those are planned is not ours to decide.
+    Users,
+}
+
 /// Opens a connection and sets it up; what it is told by `NOTIFY` goes to the watch.
-pub(super) async fn open(shared: &Arc<Shared>, config: &Config) -> Result<Session, StoreError> {
+pub(super) async fn open(shared: &Arc<Shared>, config: &Config, purpose: Purpose) -> Result<Session, StoreError> {
     let limit = shared.options.connect_limit;
     // Boxed: the compiler cannot see through all of it that it may go from thread to thread.
     let opening: Pin<Box<dyn Future<Output = Result<Session, StoreError>> + Send + '_>> =
-        Box::pin(open_unlimited(shared, config));
+        Box::pin(open_unlimited(shared, config, purpose));
     match tokio::time::timeout(limit, opening).await {
         Ok(opened) => opened,
         Err(_) => Err(timed_out(&shared.location, limit)),
     }
 }
 
-async fn open_unlimited(shared: &Arc<Shared>, config: &Config) -> Result<Session, StoreError> {
+async fn open_unlimited(shared: &Arc<Shared>, config: &Config, purpose: Purpose) -> Result<Session, StoreError> {
     let failed = |e: &tokio_postgres::Error| store_error(&shared.location, e);
     let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
     let mut first = 0;
@@ -111,7 +120,7 @@ async fn open_unlimited(shared: &Arc<Shared>, config: &Config) -> Result<Session
             first = at + 1;
             continue;
         }
-        return greeted(shared, client, local).await;
+        return greeted(shared, client, local, purpose).await;
     }
     Err(StoreError::Unavailable {
         store: shared.location.clone(),
@@ -119,7 +128,12 @@ async fn open_unlimited(shared: &Arc<Shared>, config: &Config) -> Result<Session
     })
 }
 
-async fn greeted(shared: &Arc<Shared>, client: Client, local: Option<SocketAddr>) -> Result<Session, StoreError> {
+async fn greeted(
+    shared: &Arc<Shared>,
+    client: Client,
+    local: Option<SocketAddr>,
+    purpose: Purpose,
+) -> Result<Session, StoreError> {
     let failed = |e: &tokio_postgres::Error| store_error(&shared.location, e);
     let direct = match shared.options.prepare {
         Prepare::Always => true,
@@ -128,7 +142,7 @@ async fn greeted(shared: &Arc<Shared>, client: Client, local: Option<SocketAddr>
     };
     let session = Session { client, direct, prepared: Mutex::new(Vec::new()) };
     if direct {
-        set_up(shared, &session).await.map_err(|e| failed(&e))?;
+        set_up(shared, &session, purpose).await.map_err(|e| failed(&e))?;
     } else if shared.options.synchronous_commit.is_some() {
         return Err(StoreError::BadRequest {
             message: "synchronous_commit cannot be set through a pooler: set it on the user or the database \
@@ -157,11 +171,12 @@ async fn is_direct(client: &Client, local: Option<SocketAddr>) -> Result<bool, t
 }
 
 /// Settings of a connection that is ours alone. A server that does not know one of them does without.
-async fn set_up(shared: &Shared, session: &Session) -> Result<(), tokio_postgres::Error> {
+async fn set_up(shared: &Shared, session: &Session, purpose: Purpose) -> Result<(), tokio_postgres::Error> {
     // Prepared plans are made once, perhaps while the tables are nearly empty; they must stay good when those have
     // grown. Every statement here has an index to go by.
     let plans = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off";
-    if let Err(error) = session.client.batch_execute(plans).await
+    if purpose == Purpose::Store
+        && let Err(error) = session.client.batch_execute(plans).await
         && error.as_db_error().is_none()
     {
         return Err(error);
@@ -221,7 +236,7 @@ impl Link {
             if shared.is_closed() {
                 return Err(shared.closed_error());
             }
-            let opened = tokio::time::timeout_at(deadline, open(shared, &shared.options.config)).await;
+            let opened = tokio::time::timeout_at(deadline, open(shared, &shared.options.config, Purpose::Store)).await;
             match opened.unwrap_or_else(|_| Err(timed_out(&shared.location, shared.options.command_limit))) {
                 Ok(session) => {
                     if slot.failures > 0 {

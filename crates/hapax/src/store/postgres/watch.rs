@@ -24,7 +24,7 @@ use super::Shared;
 use super::begin::TX_GRACE;
 use super::error::{Failed, store_error};
 use super::row::{lock_of, uuid};
-use super::session::{Link, Session, open};
+use super::session::{Link, Purpose, Session, open};
 use crate::AttemptId;
 
 /// How old the last poll may be for the epoch to be trusted, in milliseconds.
@@ -211,7 +211,7 @@ impl Ear {
         }
         self.not_before = Some(Instant::now() + Duration::from_secs(1));
         let session = match &shared.options.listen {
-            Some(config) => match open(shared, config).await {
+            Some(config) => match open(shared, config, Purpose::Store).await {
                 Ok(session) => Arc::new(session),
                 Err(error) => {
                     tracing::warn!(store = %shared.location, %error, "cannot listen by listen_url; polling instead");
@@ -309,7 +309,7 @@ async fn look_at_waited(shared: &Arc<Shared>, session: &Session, listening: bool
         let mut live: HashMap<Uuid, Uuid> = HashMap::new();
         for row in session.query(&shared.sql.live, &[&part]).await? {
             let (hash, attempt, in_tx): (Uuid, Uuid, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            if in_tx && row.try_get::<_, i64>(4)? > TX_GRACE {
+            if in_tx && shared.has_locks.load(Ordering::Relaxed) && row.try_get::<_, i64>(4)? > TX_GRACE {
                 if locks.is_none() {
                     locks = Some(tx_locks(shared, session).await?);
                 }
