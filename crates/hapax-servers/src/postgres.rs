@@ -113,7 +113,7 @@ impl Janitor {
         const SCRIPT: &str = "read -r _; \
             for f in \"$1\"/data/postmaster.pid \"$1\"/pgbouncer.pid; do \
               if [ -f \"$f\" ]; then kill -QUIT \"$(head -n 1 \"$f\")\" 2>/dev/null; fi; done; \
-            for i in 1 2 3 4 5 6 7 8 9 10; do \
+            i=0; while [ $i -lt 100 ]; do i=$((i+1)); \
               rm -rf \"$1\" 2>/dev/null; [ -e \"$1\" ] || exit 0; sleep 0.1; done";
         let mut child = Command::new("sh")
             .args(["-c", SCRIPT, "janitor"])

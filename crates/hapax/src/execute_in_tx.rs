@@ -98,7 +98,10 @@ impl Hapax {
         let any: &dyn Any = &**self.store();
         let Some(store) = any.downcast_ref::<PostgresStore>() else {
             return Err(Error::Config {
-                message: format!("execute_in_tx needs a postgres:// store, and this one is {}", self.inner.store.location()),
+                message: format!(
+                    "execute_in_tx needs a postgres:// store, and this one is {}",
+                    self.inner.store.location()
+                ),
             });
         };
         let policy = self.policy_of(action)?;
@@ -193,17 +196,23 @@ impl Call<'_> {
             Err(error) => {
                 drop(session);
                 let (error, gone) = self.store.tx_error(&error);
-                let fate = if gone {
-                    self.store.fate(&self.namespace, claim.key(), attempt, claim.context().attempts()).await
-                } else {
+                if !gone {
                     // The server has refused to commit: a constraint checked late, a serialization failure.
-                    Ok(Fate::RolledBack)
-                };
-                match fate {
+                    return Err(record_error(claim, self.policy, ActionError::retryable(error)).await);
+                }
+                let attempts = claim.context().attempts();
+                match self.store.fate(&self.namespace, claim.key(), attempt, attempts).await {
                     Ok(Fate::Committed(ended)) => ended,
                     Ok(Fate::RolledBack) => {
-                        let failed = ActionError::retryable(error);
-                        return Err(record_error(claim, self.policy, failed).await);
+                        // The key is free already, or in doubt as it was before this attempt took it over.
+                        let class = if attempts == 1 { ErrorClass::Retryable } else { ErrorClass::Unknown };
+                        let (key, error) = (claim.key().clone(), ActionError::new(error).with_class(class));
+                        claim.count_failure();
+                        if class == ErrorClass::Retryable {
+                            claim.tell_released(&error);
+                        }
+                        claim.over();
+                        return Err(Error::Action { key, class, error });
                     }
                     Err(error) => {
                         claim.over();
@@ -238,7 +247,9 @@ impl Call<'_> {
             let readable = Json::of(&value).and_then(|json| json.to::<T>().map(|back| (back, json)));
             let (back, json) = match readable {
                 Ok(both) => both,
-                Err(e) => return Ran::Failed(unrecordable(format!("it does not survive the way to JSON and back: {e}"))),
+                Err(e) => {
+                    return Ran::Failed(unrecordable(format!("it does not survive the way to JSON and back: {e}")));
+                }
             };
             if let Some(reason) = claim.too_large(&json) {
                 return Ran::Failed(unrecordable(reason));

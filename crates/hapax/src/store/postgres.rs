@@ -322,11 +322,7 @@ fn run<T: Send + 'static>(
 }
 
 /// What every job has, and where its answer comes.
-fn common<T>(
-    shared: &Shared,
-    namespace: &str,
-    key: &Key,
-) -> (Common<T>, oneshot::Receiver<Result<T, StoreError>>) {
+fn common<T>(shared: &Shared, namespace: &str, key: &Key) -> (Common<T>, oneshot::Receiver<Result<T, StoreError>>) {
     let (answer, receiver) = oneshot::channel();
     let until = Instant::now() + shared.options.command_limit;
     (Common { hash: hash_of(namespace, key), until, sent: false, answer }, receiver)

@@ -19,7 +19,9 @@ fn action(n: usize) -> Action {
 /// A table of effects in the schema of the store; nothing keeps a key from having two.
 fn ledger(server: &PostgresServer, database: &str, schema: &str) -> String {
     let table = format!("\"{schema}\".effects");
-    server.psql(database, &format!("CREATE TABLE {table} (key text NOT NULL)")).unwrap();
+    server
+        .psql(database, &format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"; CREATE TABLE {table} (key text NOT NULL)"))
+        .unwrap();
     table
 }
 
@@ -77,9 +79,11 @@ async fn an_error_rolls_back_and_is_classified() {
     let url = url();
     let hapax = manager(&url).await;
     let table = ledger(server(), "postgres", &schema_of(&url));
-    for (n, class, expected) in
-        [(1, None, ErrorClass::Retryable), (2, Some(ErrorClass::Unknown), ErrorClass::Retryable), (3, Some(ErrorClass::Permanent), ErrorClass::Permanent)]
-    {
+    for (n, class, expected) in [
+        (1, None, ErrorClass::Retryable),
+        (2, Some(ErrorClass::Unknown), ErrorClass::Retryable),
+        (3, Some(ErrorClass::Permanent), ErrorClass::Permanent),
+    ] {
         let sql = format!("INSERT INTO {table} VALUES ('x')");
         let failed = hapax
             .execute_in_tx::<(), _>(&action(n), |tx, _| {
@@ -127,9 +131,7 @@ async fn a_constraint_that_is_checked_at_the_commit_rolls_all_back() {
     server().psql("postgres", &sql).unwrap();
     let insert = format!("INSERT INTO \"{schema}\".once VALUES (1), (1)");
     let failed = hapax
-        .execute_in_tx(&action(1), |tx, _| {
-            Box::pin(async move { Ok(tx.execute(insert.as_str(), &[]).await?) })
-        })
+        .execute_in_tx(&action(1), |tx, _| Box::pin(async move { Ok(tx.execute(insert.as_str(), &[]).await?) }))
         .await;
     assert!(matches!(&failed, Err(Error::Action { class: ErrorClass::Retryable, .. })), "{failed:?}");
     assert!(hapax.record(&action(1).generate_key().unwrap()).await.unwrap().is_none());
@@ -251,9 +253,9 @@ async fn a_commit_whose_answer_was_lost_is_looked_up() {
     let proxy = Proxy::start(hapax_servers::process::local(server().port())).unwrap();
     let table = ledger(server(), "postgres", &schema_of(&url));
     let hapax = manager(&through(&url, proxy.port())).await;
-    proxy.trap(Fault::BeforeAnswer, b"COMMIT");
+    proxy.trap(Fault::BeforeAnswer, b"COMMIT\0");
     assert!(!book(&hapax, &action(1), &table).await.unwrap(), "committed, and found out");
-    proxy.trap(Fault::BeforeRequest, b"COMMIT");
+    proxy.trap(Fault::BeforeRequest, b"COMMIT\0");
     let failed = book(&hapax, &action(2), &table).await;
     assert!(matches!(failed, Err(Error::Action { class: ErrorClass::Retryable, .. })), "{failed:?}");
     assert_eq!(proxy.sprung(), 2);
@@ -273,7 +275,7 @@ async fn every_key_has_exactly_one_effect_through_a_storm() {
     let (done, stormed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let (over, count_storms) = (done.clone(), stormed.clone());
     let storm = tokio::task::spawn_blocking(move || {
-        let traps: [&[u8]; 6] = [b"COMMIT", b"COMMIT", b"hapax_records", b"pg_advisory", b"effects", b"START"];
+        let traps: [&[u8]; 6] = [b"COMMIT\0", b"COMMIT\0", b"hapax_records", b"pg_advisory", b"effects", b"START"];
         for round in 0.. {
             if over.load(Ordering::SeqCst) as usize >= 2 * KEYS || round > 400 {
                 return;

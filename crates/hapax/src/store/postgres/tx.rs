@@ -69,7 +69,10 @@ impl TxSession {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(shared.closed_error()),
             Err(_) => {
-                return Err(StoreError::Overloaded { store: shared.location.clone(), limit: shared.options.tx_connections });
+                return Err(StoreError::Overloaded {
+                    store: shared.location.clone(),
+                    limit: shared.options.tx_connections,
+                });
             }
         };
         let mut idle = {
