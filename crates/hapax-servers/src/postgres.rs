@@ -80,7 +80,9 @@ fn unprivileged(program: &Path) -> Command {
 }
 
 fn run(command: &mut Command) -> Result<String> {
-    let program = format!("{command:?}");
+    // Without its environment, in which a password may be.
+    let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+    let program = format!("{} {}", command.get_program().display(), arguments.join(" "));
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {program}"))?;
     ensure!(
         output.status.success(),

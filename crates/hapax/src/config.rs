@@ -255,8 +255,8 @@ impl std::fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// The store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`.
-    /// Default: `memory:`.
+    /// The store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`,
+    /// `postgres://USER:PASSWORD@HOST/DATABASE` (feature `postgres`). Default: `memory:`.
     #[must_use]
     pub fn store_url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
@@ -400,7 +400,8 @@ async fn open_store(url: String) -> Result<Arc<dyn Store>, StoreError> {
         _ => Err(StoreError::BadRequest {
             // Passwords stand behind the scheme: it alone is repeated.
             message: format!(
-                "no store for {scheme:?}: give `memory:` or `sqlite:PATH` (optionally with ?durability=buffered)"
+                "no store for {scheme:?}: give `memory:`, `sqlite:PATH` (optionally with ?durability=buffered), or \
+                 `postgres://USER:PASSWORD@HOST/DATABASE` where the feature `postgres` is on"
             ),
         }),
     }

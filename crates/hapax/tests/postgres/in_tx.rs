@@ -369,3 +369,71 @@ async fn an_outage_is_told_and_nothing_ran() {
     let refused = hapax.execute_in_tx::<i32, _>(&action(1), |_, _| Box::pin(async { panic!("ran") })).await;
     assert!(matches!(refused, Err(Error::Store(StoreError::Unavailable { .. }))), "{refused:?}");
 }
+
+const KILLED_KEYS: usize = 200;
+
+/// Books at the address it is told, key after key, until it is killed.
+#[tokio::test]
+#[ignore = "a role of another test's child process"]
+async fn books_until_it_is_killed() {
+    let (Ok(url), Ok(table)) = (std::env::var("HAPAX_TEST_URL"), std::env::var("HAPAX_TEST_TABLE")) else { return };
+    let hapax = manager(&url).await;
+    let (sql, brief) = (format!("INSERT INTO {table} VALUES ($1)"), PolicyPatch::new().in_flight(hapax::InFlight::Reject));
+    for n in 0.. {
+        let pause = Duration::from_millis(n % 7);
+        let action = action((n as usize * 7 + std::process::id() as usize) % KILLED_KEYS).policy(brief.clone());
+        let sql = &sql;
+        let booked = hapax.execute_in_tx(&action, |tx, context| {
+            let sql = sql.clone();
+            Box::pin(async move {
+                tokio::time::sleep(pause).await;
+                let key = context.key().to_string();
+                tx.query_typed(&sql, &[(&key, hapax::store::postgres::tokio_postgres::types::Type::TEXT)]).await?;
+                tokio::time::sleep(pause).await;
+                Ok(key)
+            })
+        });
+        match booked.await {
+            Ok(_) => {}
+            Err(Error::InDoubt { .. }) => panic!("a doubt"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_key_has_exactly_one_effect_though_processes_are_killed() {
+    let url = url();
+    let hapax = manager(&url).await;
+    let table = ledger(server(), "postgres", &schema_of(&url));
+    let spawn = || {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "in_tx::books_until_it_is_killed", "--ignored", "--test-threads=1"])
+            .env("HAPAX_TEST_URL", &url)
+            .env("HAPAX_TEST_TABLE", &table)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut children: Vec<_> = (0..3).map(|_| spawn()).collect();
+    for round in 0..20 {
+        tokio::time::sleep(Duration::from_millis(180 + round * 13 % 70)).await;
+        let child = &mut children[round as usize % 3];
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        *child = spawn();
+    }
+    for child in &mut children {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let before = count(server(), &format!("SELECT count(*) FROM {table}")).await;
+    assert!(before > 10, "the processes did something: {before}");
+    for n in 0..KILLED_KEYS {
+        book(&hapax, &action(n), &table).await.unwrap();
+    }
+    let effects = server().psql("postgres", &format!("SELECT count(*), count(DISTINCT key) FROM {table}")).unwrap();
+    assert_eq!(effects, format!("{KILLED_KEYS}|{KILLED_KEYS}"));
+}
