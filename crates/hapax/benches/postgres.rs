@@ -1,7 +1,7 @@
 //! What the PostgreSQL store costs beside its server's own limit, in the same run:
 //! executions, and a bare insert and update by the same client.
 //!
-//! `cargo bench -p hapax --features postgres --bench postgres [-- SECONDS]`
+//! `cargo bench -p hapax --features postgres --bench postgres [-- SECONDS --callers=N]`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use std::future::Future;
@@ -109,6 +109,7 @@ async fn replays(hapax: &Hapax, callers: usize, time: Duration) -> f64 {
 fn main() {
     let seconds = std::env::args().skip(1).find_map(|a| a.parse::<f64>().ok()).unwrap_or(3.0);
     let time = Duration::from_secs_f64(seconds);
+    let only = std::env::args().find_map(|a| a.strip_prefix("--callers=")?.parse::<usize>().ok());
     let server = PostgresServer::start(Disk::Synced, Tls::Off).unwrap();
     let pooler = PgBouncer::start(&server, 20).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -119,7 +120,7 @@ fn main() {
         let forgetful = Hapax::builder().store_url(&url).recent_results(0).build().await.unwrap();
         println!("a second, result of 1 KiB; bare: insert + update, prepared, on as many connections\n");
         println!("callers   bare 4  bare 16   hapax   of 4  of 16   pooled   replays (store)   replays (memory)");
-        for callers in CALLERS {
+        for callers in CALLERS.into_iter().filter(|c| only.is_none_or(|only| only == *c)) {
             let checkpoint = || server.psql("bench", "CHECKPOINT").unwrap();
             checkpoint();
             let four = bare(&url, 4, callers, time).await;

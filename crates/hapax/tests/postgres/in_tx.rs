@@ -378,7 +378,8 @@ const KILLED_KEYS: usize = 200;
 async fn books_until_it_is_killed() {
     let (Ok(url), Ok(table)) = (std::env::var("HAPAX_TEST_URL"), std::env::var("HAPAX_TEST_TABLE")) else { return };
     let hapax = manager(&url).await;
-    let (sql, brief) = (format!("INSERT INTO {table} VALUES ($1)"), PolicyPatch::new().in_flight(hapax::InFlight::Reject));
+    let (sql, brief) =
+        (format!("INSERT INTO {table} VALUES ($1)"), PolicyPatch::new().in_flight(hapax::InFlight::Reject));
     for n in 0.. {
         let pause = Duration::from_millis(n % 7);
         let action = action((n as usize * 7 + std::process::id() as usize) % KILLED_KEYS).policy(brief.clone());

@@ -54,12 +54,13 @@ pub(super) async fn page(
             params.push((Box::new(text_in(value)), Type::TEXT));
         }
     }
+    // `<> 2` is what the index of states wants to hear.
     sql.push_str(match filter.state {
         None => "",
-        Some(State::InProgress) => " AND r.state = 0 AND r.lease_until > @now",
-        Some(State::InDoubt) => " AND r.state < 2 AND @in_doubt",
+        Some(State::InProgress) => " AND r.state = 0 AND r.state <> 2 AND r.lease_until > @now",
+        Some(State::InDoubt) => " AND r.state < 2 AND r.state <> 2 AND @in_doubt",
         Some(State::Completed) => " AND r.state = 2",
-        Some(State::Failed) => " AND r.state = 3",
+        Some(State::Failed) => " AND r.state = 3 AND r.state <> 2",
     });
     if let Some(within) = filter.expiring_within {
         sql.push_str(&format!(" AND r.expires_at <= @now + ${}", params.len() + 1));
@@ -103,14 +104,22 @@ pub(super) async fn census(shared: &Arc<Shared>, session: &Session, namespace: &
     let sql = &shared.sql;
     let space = space_tag(namespace);
     let mut census = Census::default();
-    for (statement, sign) in [(&sql.census_counts, 1), (&sql.census_expired, -1)] {
-        for row in session.query(statement, &[&space]).await? {
-            let count = sign * row.try_get::<_, i64>(1)?;
-            match row.try_get::<_, i16>(0)? {
-                COMPLETED => census.completed = census.completed.saturating_add_signed(count),
-                FAILED => census.failed = census.failed.saturating_add_signed(count),
-                _ => {}
-            }
+    // Results are what is left of all: they have no index of their own.
+    let mut results = session.number(&sql.census_all, &[&space]).await?;
+    for row in session.query(&sql.census_others, &[&space]).await? {
+        let count: i64 = row.try_get(1)?;
+        results -= count;
+        if row.try_get::<_, i16>(0)? == FAILED {
+            census.failed = to_u64(count);
+        }
+    }
+    census.completed = to_u64(results);
+    for row in session.query(&sql.census_expired, &[&space]).await? {
+        let count = to_u64(row.try_get(1)?);
+        match row.try_get::<_, i16>(0)? {
+            COMPLETED => census.completed = census.completed.saturating_sub(count),
+            FAILED => census.failed = census.failed.saturating_sub(count),
+            _ => {}
         }
     }
     for row in session.query(&sql.census_live, &[&space]).await? {

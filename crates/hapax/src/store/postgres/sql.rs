@@ -170,12 +170,12 @@ statements! {
             FROM unnest($1, $2) AS a (hash, value) WHERE r.hash = a.hash";
     counters (TEXT) "SELECT name, value FROM @counters WHERE namespace = $1";
     reset_counters (TEXT) "DELETE FROM @counters WHERE namespace = $1";
-    census_counts (INT8)
-        "SELECT state, count(*) FROM @records WHERE space_tag = $1 GROUP BY state";
+    census_all (INT8) "SELECT count(*) FROM @records WHERE space_tag = $1";
+    census_others (INT8) "SELECT state, count(*) FROM @records WHERE space_tag = $1 AND state <> 2 GROUP BY state";
     census_expired (INT8)
         "SELECT state, count(*) FROM @records WHERE expires_at <= @now AND space_tag = $1 GROUP BY state";
     census_live (INT8)
-        "SELECT (@in_doubt), count(*) FROM @records r WHERE r.space_tag = $1 AND r.state < 2
+        "SELECT (@in_doubt), count(*) FROM @records r WHERE r.space_tag = $1 AND r.state < 2 AND r.state <> 2
             AND NOT (r.in_tx AND r.state = 0 AND r.lease_until <= @now) GROUP BY 1";
     census_oldest (INT8)
         "SELECT r.started_at FROM @records r WHERE r.space_tag = $1 AND (r.expires_at IS NULL OR r.expires_at > @now)
