@@ -308,7 +308,12 @@ async fn lead(
         inner.arrive(config.max_in_flight)?;
         let begin = begin_of(inner, &config, action, identified, policy, take_over);
         let attempt = begin.attempt;
-        let place = Place { inner, identified, attempt, held: true, may_have_begun: true };
+        let undo = match take_over {
+            None => End::Release,
+            // The attempt before is as unknown as it was: only what was absent becomes absent again.
+            Some(_) => End::Doubt { reason: "the call that took it over went away before it ran the action".into() },
+        };
+        let place = Place { inner, identified, attempt, undo: Some(undo), held: true, may_have_begun: true };
         let record = match start.begin(&*inner.store, begin).await {
             Err(error) => {
                 // After a lost answer it is not sure whether it began; that nothing ran is.
@@ -390,11 +395,14 @@ fn begin_of(
 }
 
 /// A place among the attempts in flight while `begin` is under way. Dropped by
-/// a cancelled caller it frees the key: whatever began, nothing ran.
+/// a cancelled caller it leaves the key as it was before, free or in doubt:
+/// whatever began, nothing ran.
 struct Place<'a> {
     inner: &'a Arc<Inner>,
     identified: &'a Identified,
     attempt: AttemptId,
+    /// The end that leaves the key as it was.
+    undo: Option<End>,
     held: bool,
     may_have_begun: bool,
 }
@@ -417,12 +425,14 @@ impl Drop for Place<'_> {
         if self.held {
             self.inner.leave();
         }
-        if self.may_have_begun {
+        if self.may_have_begun
+            && let Some(undo) = self.undo.take()
+        {
             let (store, namespace) = (self.inner.store.clone(), self.inner.namespace.clone());
             let (key, attempt) = (self.identified.key.clone(), self.attempt);
             self.inner.background.spawn(async move {
                 // At worst the attempt stays and its lease lapses into doubt: never a second run.
-                let _ = store.end(namespace, key, attempt, End::Release).await;
+                let _ = store.end(namespace, key, attempt, undo).await;
             });
         }
     }

@@ -167,8 +167,11 @@ impl Call<'_> {
         let tx = match session.start(attempt, isolation).await {
             Ok(tx) => tx,
             Err(error) => {
-                // Nothing ran, and the connection is closed.
-                let _ = claim.release().await;
+                // Nothing ran, and the connection is closed. What was taken over is as unknown as it was.
+                let _ = match claim.context().attempts() {
+                    1 => claim.release().await,
+                    _ => claim.doubt("the transaction that took it over could not begin").await,
+                };
                 return Err(error.into());
             }
         };

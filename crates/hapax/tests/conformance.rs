@@ -18,12 +18,11 @@ async fn memory_in_real_time() -> Subject {
 }
 
 mod on_memory {
-    hapax::conformance_tests!(crate::memory);
+    hapax::conformance_tests!(super::memory);
 }
 
-mod on_memory_in_real_time {
-    hapax::conformance_tests!(crate::memory_in_real_time);
-}
+#[path = "conformance/flawed.rs"]
+mod flawed;
 
 #[cfg(feature = "sqlite")]
 mod sqlite {
@@ -62,15 +61,11 @@ mod sqlite {
     }
 
     mod on_sqlite {
-        hapax::conformance_tests!(crate::sqlite::sync);
-    }
-
-    mod on_sqlite_buffered {
-        hapax::conformance_tests!(crate::sqlite::buffered);
+        hapax::conformance_tests!(super::sync);
     }
 
     mod on_sqlite_in_real_time {
-        hapax::conformance_tests!(crate::sqlite::in_real_time);
+        hapax::conformance_tests!(super::in_real_time);
     }
 
     #[test]

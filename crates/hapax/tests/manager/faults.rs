@@ -219,3 +219,19 @@ pub(super) async fn a_verifier_that_finds_its_store_failing_changes_nothing(plac
     assert_eq!(run(&s.hapax, &act, &s.runs, "never").await.unwrap(), "found");
     assert_eq!(s.runs(), 0);
 }
+
+pub(super) async fn a_take_over_that_is_not_heard_leaves_the_doubt_it_found(place: Place) {
+    let s = scene(&place).await;
+    super::doubt(&s.hapax, &action()).await;
+    // The first begin finds the doubt, the second takes it over.
+    s.store.will("begin", Fault::Passes, 1);
+    s.store.will("begin", Fault::LosesAnswer, 1);
+    let again = action().policy(PolicyPatch::new().on_doubt(hapax::OnDoubt::RunAgain));
+    let failed = run(&s.hapax, &again, &s.runs, "never").await;
+    assert!(matches!(failed, Err(Error::Store(StoreError::AnswerLost { .. }))), "{failed:?}");
+    s.until(Some(State::InDoubt)).await;
+    // Nothing ran this time, but what ran before may have had its effect.
+    assert!(matches!(s.run("never").await, Err(Error::InDoubt { .. })));
+    assert_eq!(s.runs(), 0);
+    assert_eq!(run(&s.hapax, &again, &s.runs, "again").await.unwrap(), "again");
+}

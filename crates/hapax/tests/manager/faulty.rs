@@ -13,6 +13,8 @@ use hapax::{AttemptId, Clock, Key, Record, Timestamp};
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
+    /// It does not.
+    Passes,
     /// Nothing is done.
     Fails,
     /// It is done, and the answer is lost.
@@ -51,7 +53,7 @@ impl Faulty {
     ) -> StoreFuture<'a, T> {
         let store = "faulty:".to_string();
         match self.next(method) {
-            None => call(&*self.inner),
+            None | Some(Fault::Passes) => call(&*self.inner),
             Some(Fault::Fails) => Box::pin(std::future::ready(Err(StoreError::Unavailable {
                 store,
                 message: format!("{method} fails on purpose"),

@@ -133,7 +133,7 @@ async fn the_log_is_bounded_under_load() {
     let store = open(&path);
     let wal = format!("{}-wal", path.display());
     let (mut written, mut worst) = (0_u64, 0);
-    while written < 96 << 20 {
+    while written < 64 << 20 {
         let ends: Vec<_> = (0..8)
             .map(|n| {
                 let (store, text) = (store.clone(), format!("k{written}-{n}"));
@@ -150,12 +150,12 @@ async fn the_log_is_bounded_under_load() {
         }
         written += 8 << 18;
         worst = worst.max(fs::metadata(&wal).map_or(0, |m| m.len()));
-        if written % (32 << 20) == 0 {
+        if written % (16 << 20) == 0 {
             store.clear(space()).await.unwrap();
         }
     }
     eprintln!("{} MiB written, the log at most {} MiB", written >> 20, worst >> 20);
-    assert!(worst < 72 << 20, "the log grew to {} MiB", worst >> 20);
+    assert!(worst < 48 << 20, "the log grew to {} MiB", worst >> 20);
 }
 
 #[tokio::test]

@@ -281,14 +281,20 @@ macro_rules! __conformance_cases {
 #[doc(hidden)]
 macro_rules! __conformance_expand {
     ((tests $open:expr) $($module:ident { $($case:ident)* })*) => {
+        // Here and not in the modules below, so that a path means what it says where it was written.
+        #[cfg(test)]
+        fn open_the_subject()
+        -> impl ::core::future::Future<Output = $crate::store::conformance::Subject> + Send + 'static {
+            ($open)()
+        }
+
         $(
             mod $module {
-                #[allow(unused_imports)]
-                use super::*;
                 $(
                     #[test]
                     fn $case() {
-                        $crate::store::conformance::check(concat!(stringify!($module), "::", stringify!($case)), $open);
+                        let name = concat!(stringify!($module), "::", stringify!($case));
+                        $crate::store::conformance::check(name, super::open_the_subject);
                     }
                 )*
             }
@@ -309,9 +315,9 @@ macro_rules! __conformance_expand {
 /// One `#[test]` per case of the suite, for the store that the given async function opens.
 ///
 /// The function is `async fn() -> Subject` (or a closure like it), and is called for
-/// each case: what it opens must be empty. Put the call into a module of its own,
-/// and name the function as seen from one module further in (`super::open`, or a
-/// path from `crate`).
+/// each case: what it opens must be empty. Put the call into a module of its own, since
+/// it makes a module for each group of cases; see [the suite](mod@crate::store::conformance)
+/// for an example.
 #[macro_export]
 macro_rules! conformance_tests {
     ($open:expr) => {
