@@ -76,7 +76,7 @@ pub(crate) enum Start {
     Plain,
     /// Together with a transaction that is at hand.
     #[cfg(feature = "postgres")]
-    InTx(crate::store::postgres::tx::TxStart),
+    InTx(Box<crate::store::postgres::tx::TxStart>),
 }
 
 impl Start {

@@ -109,7 +109,7 @@ impl Hapax {
         let identified = identified.into_owned();
         let span = tracing::debug_span!("hapax.execute_in_tx", key = %identified.key, action = action.action_type, target = action.target);
         let anew = async {
-            let start = Start::InTx(store.tx_start(limit));
+            let start = Start::InTx(Box::new(store.tx_start(limit)));
             match self.acquire(action, &identified, &policy, &start).await? {
                 Acquired::Entry(entry) => entry.value().map(|value| Outcome { value, source: Source::Replayed }),
                 Acquired::Claim(claim) => {
