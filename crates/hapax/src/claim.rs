@@ -17,7 +17,7 @@ use crate::manager::Inner;
 use crate::recent::{Answer, Entry};
 use crate::stats::bump;
 use crate::store::{End, Ended};
-use crate::{ActionError, AttemptId, Error, Fingerprint, Json, Key, Policy, Record, Ttl};
+use crate::{ActionError, AttemptId, Error, ErrorClass, Fingerprint, Json, Key, Policy, Record, Ttl};
 
 /// What an action gets to work with.
 #[derive(Clone, Debug)]
@@ -346,6 +346,15 @@ impl Claim {
 
     pub(crate) fn count_failure(&self) {
         bump(&self.inner.gauges.failures);
+    }
+
+    /// What becomes of the key when the end of an action that failed cannot be written.
+    pub(crate) fn class_unwritten(&self) -> ErrorClass {
+        match self.kind.dropped(self.context.attempts) {
+            // It was rolled back, and others will see that it is gone.
+            End::Release => ErrorClass::Retryable,
+            _ => ErrorClass::Unknown,
+        }
     }
 
     pub(crate) fn elapsed(&self) -> Duration {

@@ -601,7 +601,7 @@ pub(crate) async fn record_error(mut claim: Claim, policy: &Policy, error: Actio
         // is in doubt until the end is written after all.
         Recorded::Failed(_) => {
             claim.carry_through(end);
-            return Error::Action { key, class: ErrorClass::Unknown, error };
+            return Error::Action { key, class: claim.class_unwritten(), error };
         }
     }
     Error::Action { key, class, error }

@@ -273,7 +273,7 @@ async fn every_key_has_exactly_one_effect_through_a_storm() {
     let table = ledger(server(), "postgres", &schema_of(&url));
     let managers = [manager(&through(&url, proxy.port())).await, manager(&through(&url, proxy.port())).await];
     let (done, stormed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let (over, count_storms) = (done.clone(), stormed.clone());
+    let (over, count_storms, there) = (done.clone(), stormed.clone(), table.clone());
     let storm = tokio::task::spawn_blocking(move || {
         let traps: [&[u8]; 6] = [b"COMMIT\0", b"COMMIT\0", b"hapax_records", b"pg_advisory", b"effects", b"START"];
         for round in 0.. {
@@ -285,9 +285,11 @@ async fn every_key_has_exactly_one_effect_through_a_storm() {
                 1 => proxy.trap(Fault::BeforeAnswer, traps[round / 4 % traps.len()]),
                 2 => proxy.trap(Fault::BeforeRequest, traps[round / 4 % traps.len()]),
                 _ => {
-                    let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'hapax' \
-                        AND query LIKE '%effects%' AND random() < 0.5";
-                    let _ = server().psql("postgres", sql);
+                    let sql = format!(
+                        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'hapax' \
+                            AND query LIKE '%{there}%' AND random() < 0.5"
+                    );
+                    let _ = server().psql("postgres", &sql);
                 }
             }
             count_storms.fetch_add(1, Ordering::SeqCst);
