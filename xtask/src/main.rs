@@ -5,6 +5,7 @@
 //! crate, so that it builds in a second and runs when the rest does not build.
 #![forbid(unsafe_code)]
 
+mod postgres;
 mod tally;
 
 use std::env;
@@ -83,6 +84,9 @@ const TEST: [Step; 4] = [
 fn test() -> ExitCode {
     let began = Instant::now();
     if let Err(code) = components().and_then(|()| servers()) {
+        return code;
+    }
+    if let Err(code) = postgres::install() {
         return code;
     }
     let (mut tally, mut code) = (None, 0);

@@ -16,7 +16,7 @@ mod flight;
 mod stand_in;
 
 #[cfg(test)]
-use stand_in::{ActionError, Fingerprint, Key, Timestamp, recent, store};
+use stand_in::{ActionError, Fingerprint, Key, recent, store};
 
 #[cfg(test)]
 mod schedules;

@@ -13,7 +13,7 @@ use shuttle::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::flight::{Entered, FlightEnd, Flights};
 use crate::recent::Entry;
-use crate::{Fingerprint, Key, Timestamp};
+use crate::{Fingerprint, Key};
 
 /// Schedules for each of the cases.
 const SCHEDULES: usize = 3_000;
@@ -39,7 +39,7 @@ struct World {
 /// Calls until it has an answer; the first to lead does as `first` says, all later ones finish.
 async fn call(flights: Arc<Flights>, world: Arc<World>, first: Leader, led: Arc<AtomicUsize>) -> usize {
     loop {
-        let flight = match flights.enter(&Key(7), Fingerprint, || Timestamp) {
+        let flight = match flights.enter(&Key(7), Fingerprint, std::time::Instant::now()) {
             Entered::Join(flight) => flight,
             Entered::Lead(guard) => {
                 assert_eq!(world.leading.fetch_add(1, Ordering::SeqCst), 0, "a key has two leaders");
@@ -92,7 +92,7 @@ fn check(callers: usize, first: Leader) {
         }
         assert_eq!(world.runs.load(Ordering::SeqCst), 1, "the action ran not once");
         // The table is empty again: who comes now leads.
-        assert!(matches!(flights.enter(&Key(7), Fingerprint, || Timestamp), Entered::Lead(_)));
+        assert!(matches!(flights.enter(&Key(7), Fingerprint, std::time::Instant::now()), Entered::Lead(_)));
     };
     shuttle::check_random(schedule, SCHEDULES);
     shuttle::check_pct(schedule, SCHEDULES, 3);
@@ -117,12 +117,16 @@ fn a_leader_that_panics_leaves_no_joiner_asleep() {
 fn a_joiner_that_goes_away_disturbs_nobody() {
     let schedule = || {
         let flights = Arc::new(Flights::new());
-        let Entered::Lead(guard) = flights.enter(&Key(7), Fingerprint, || Timestamp) else { panic!("not the first") };
+        let Entered::Lead(guard) = flights.enter(&Key(7), Fingerprint, std::time::Instant::now()) else {
+            panic!("not the first")
+        };
         let join = |gives_up: bool| {
             let flights = Arc::clone(&flights);
             shuttle::thread::spawn(move || {
                 shuttle::future::block_on(async {
-                    let Entered::Join(flight) = flights.enter(&Key(7), Fingerprint, || Timestamp) else { return };
+                    let Entered::Join(flight) = flights.enter(&Key(7), Fingerprint, std::time::Instant::now()) else {
+                        return;
+                    };
                     if gives_up {
                         // Polled once or not at all, then dropped.
                         let mut ended = Box::pin(flight.ended(Duration::from_secs(3600)));

@@ -17,10 +17,6 @@ impl Hash for Key {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint;
 
-/// A moment: all alike.
-#[derive(Clone, Copy, Debug)]
-pub struct Timestamp;
-
 /// An action's error.
 #[derive(Clone, Debug)]
 pub struct ActionError;

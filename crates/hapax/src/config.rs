@@ -256,8 +256,8 @@ impl std::fmt::Debug for Builder {
 
 impl Builder {
     /// The store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`; with the feature
-    /// `redis` also `redis://HOST` and its kin (see `docs/stores.md`).
-    /// Default: `memory:`.
+    /// `redis` also `redis://HOST` and its kin, with the feature `postgres` also
+    /// `postgres://USER:PASSWORD@HOST/DATABASE` (see `docs/stores.md`). Default: `memory:`.
     #[must_use]
     pub fn store_url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
@@ -398,11 +398,16 @@ async fn open_store(url: String) -> Result<Arc<dyn Store>, StoreError> {
             use crate::store::redis::{RedisOptions, RedisStore};
             Ok(Arc::new(RedisStore::open(RedisOptions::from_url(&url)?).await?))
         }
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => {
+            use crate::store::postgres::{PostgresOptions, PostgresStore};
+            Ok(Arc::new(PostgresStore::open(PostgresOptions::from_url(&url)?).await?))
+        }
         _ => Err(StoreError::BadRequest {
             // Passwords stand behind the scheme: it alone is repeated.
             message: format!(
-                "no store for {scheme:?}: give `memory:`, `sqlite:PATH` (optionally with ?durability=buffered) or `redis://HOST`, \
-                 each as far as its cargo feature is on"
+                "no store for {scheme:?}: give `memory:`, `sqlite:PATH` (optionally with ?durability=buffered), `redis://HOST` or \
+                 `postgres://USER:PASSWORD@HOST/DATABASE`, each as far as its cargo feature is on"
             ),
         }),
     }

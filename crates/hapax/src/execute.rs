@@ -20,13 +20,13 @@ use serde::de::DeserializeOwned;
 use tracing::Instrument;
 
 use crate::action::Identified;
-use crate::claim::{Before, Claim, Claimed, Context, Recorded};
+use crate::claim::{Attempt, Before, Claim, Claimed, Context, Kind, Recorded};
 use crate::config::{Config, validate_policy};
 use crate::flight::{Entered, FlightEnd, FlightGuard};
 use crate::manager::{Hapax, Inner, fits};
 use crate::recent::Entry;
 use crate::stats::bump;
-use crate::store::{Begin, Begun, End, Settled, Settlement};
+use crate::store::{Begin, Begun, End, Settled, Settlement, Store, StoreError};
 use crate::{
     Action, ActionError, AttemptId, Clock, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt,
     Policy, Record, State, SystemClock, Unrecorded, Verdict,
@@ -65,9 +65,36 @@ impl<T> Outcome<T> {
 }
 
 #[allow(clippy::large_enum_variant)] // matched at once
-enum Acquired {
+pub(crate) enum Acquired {
     Claim(Claim),
     Entry(Arc<Entry>),
+}
+
+/// How an attempt begins in the store.
+pub(crate) enum Start {
+    /// By itself.
+    Plain,
+    /// Together with a transaction that is at hand.
+    #[cfg(feature = "postgres")]
+    InTx(Box<crate::store::postgres::tx::TxStart>),
+}
+
+impl Start {
+    async fn begin(&self, store: &dyn Store, begin: Begin) -> Result<Begun, StoreError> {
+        match self {
+            Self::Plain => store.begin(begin).await,
+            #[cfg(feature = "postgres")]
+            Self::InTx(start) => start.begin(begin).await,
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Plain => Kind::Plain,
+            #[cfg(feature = "postgres")]
+            Self::InTx(_) => Kind::InTx,
+        }
+    }
 }
 
 impl Hapax {
@@ -128,7 +155,7 @@ impl Hapax {
         Fut: Future<Output = Result<T, ActionError>>,
     {
         let policy = self.policy_of(action)?;
-        match self.acquire(action, identified, &policy).await? {
+        match self.acquire(action, identified, &policy, &Start::Plain).await? {
             Acquired::Entry(entry) => entry.value().map(|value| Outcome { value, source: Source::Replayed }),
             Acquired::Claim(claim) => {
                 run_claimed(claim, &policy, run).await.map(|value| Outcome { value, source: Source::Executed })
@@ -161,7 +188,7 @@ impl Hapax {
         let span = tracing::debug_span!("hapax.claim", key = %identified.key, action = action.action_type, target = action.target);
         async {
             loop {
-                match self.acquire(action, &identified, &policy).await? {
+                match self.acquire(action, &identified, &policy, &Start::Plain).await? {
                     Acquired::Claim(claim) => return Ok(Claimed::Started(claim)),
                     Acquired::Entry(_) => {
                         // Recorded a moment ago; gone again only if cleared or expired in between.
@@ -177,7 +204,7 @@ impl Hapax {
     }
 
     /// The key and fingerprint of an action under this manager's choices.
-    fn identify<'a>(&self, action: &'a Action) -> Result<Cow<'a, Identified>, Error> {
+    pub(crate) fn identify<'a>(&self, action: &'a Action) -> Result<Cow<'a, Identified>, Error> {
         if action.policy.identity.is_none() && !self.inner.identity_varies.load(Ordering::Relaxed) {
             return action.identified();
         }
@@ -216,7 +243,7 @@ impl Hapax {
     }
 
     /// The answer from the memory of recent results, if it may be trusted.
-    fn recall<T>(&self, identified: &Identified) -> Option<Result<T, Error>>
+    pub(crate) fn recall<T>(&self, identified: &Identified) -> Option<Result<T, Error>>
     where
         T: DeserializeOwned + Clone + Send + Sync + 'static,
     {
@@ -237,7 +264,13 @@ impl Hapax {
         )
     }
 
-    async fn acquire(&self, action: &Action, identified: &Identified, policy: &Policy) -> Result<Acquired, Error> {
+    pub(crate) async fn acquire(
+        &self,
+        action: &Action,
+        identified: &Identified,
+        policy: &Policy,
+        start: &Start,
+    ) -> Result<Acquired, Error> {
         let inner = &self.inner;
         let began = Instant::now();
         let mut counted = false;
@@ -246,7 +279,7 @@ impl Hapax {
                 return Err(Error::ShuttingDown);
             }
             let flight = match inner.flights.enter(&identified.key, identified.fingerprint, began) {
-                Entered::Lead(guard) => return lead(inner, action, identified, policy, guard, began).await,
+                Entered::Lead(guard) => return lead(inner, action, identified, policy, start, guard, began).await,
                 Entered::Join(flight) => flight,
             };
             if flight.fingerprint != identified.fingerprint {
@@ -290,6 +323,7 @@ async fn lead(
     action: &Action,
     identified: &Identified,
     policy: &Policy,
+    start: &Start,
     guard: FlightGuard,
     began: Instant,
 ) -> Result<Acquired, Error> {
@@ -303,10 +337,10 @@ async fn lead(
         let attempt = begin.attempt;
         let before = take_over.map_or(Before::Nothing, |(_, before)| before);
         let place = Place { inner, identified, attempt, before, held: true, may_have_begun: true };
-        let record = match inner.store.begin(begin).await {
+        let record = match start.begin(&*inner.store, begin).await {
             Err(error) => {
                 // After a lost answer it is not sure whether it began; that nothing ran is.
-                if !matches!(error, crate::store::StoreError::AnswerLost { .. }) {
+                if !matches!(error, StoreError::AnswerLost { .. }) {
                     place.nothing_began();
                 }
                 tracing::warn!(key = %identified.key, %error, "begin failed; nothing ran");
@@ -319,7 +353,8 @@ async fn lead(
                 place.hand_over();
                 // A key that was settled or released meanwhile holds no doubt any more.
                 let before = if attempts > 1 { before } else { Before::Nothing };
-                let claim = Claim::new(inner.clone(), identified, attempt, attempts, before, policy, guard);
+                let began = Attempt { id: attempt, attempts, before, kind: start.kind() };
+                let claim = Claim::new(inner.clone(), identified, began, policy, guard);
                 return Ok(Acquired::Claim(claim));
             }
             Ok(Begun::Exists(record)) => {
@@ -569,7 +604,7 @@ where
 }
 
 /// Does with the key what the action's error says.
-async fn record_error(mut claim: Claim, policy: &Policy, error: ActionError) -> Error {
+pub(crate) async fn record_error(mut claim: Claim, policy: &Policy, error: ActionError) -> Error {
     let class = error.class().unwrap_or(policy.on_error);
     let key = claim.key().clone();
     claim.count_failure();
@@ -589,7 +624,7 @@ async fn record_error(mut claim: Claim, policy: &Policy, error: ActionError) -> 
         // is in doubt until the end is written after all.
         Recorded::Failed(_) => {
             claim.carry_through(end);
-            return Error::Action { key, class: ErrorClass::Unknown, error };
+            return Error::Action { key, class: claim.class_unwritten(), error };
         }
     }
     Error::Action { key, class, error }

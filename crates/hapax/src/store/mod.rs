@@ -12,6 +12,7 @@
 //! - `in_progress` and `in_doubt` are never expired, evicted or cleared;
 //! - when a transition returns, it is as durable as the store promises.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -26,6 +27,8 @@ use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, Time
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "sqlite")]
@@ -454,7 +457,7 @@ pub struct Census {
 /// Every method is one atomic step, and safe to call from many tasks, threads
 /// and (for stores that are shared) processes at once. Futures may be dropped
 /// at any point: the step then happens or not, never by half.
-pub trait Store: Send + Sync + fmt::Debug + 'static {
+pub trait Store: Any + Send + Sync + fmt::Debug {
     /// Where it is, without secrets: `memory:`, `sqlite:/var/lib/x.db`.
     fn location(&self) -> &str;
 
