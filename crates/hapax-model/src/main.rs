@@ -15,8 +15,8 @@ Checks the protocol in every state it can reach, and prints how many there were.
 
   hapax-model [--attempts N]    attempts that can be told apart at a time: 1 to 4 [default: 3]
 
-3 attempts are about 4 million states, a few minutes on one core and 4 GiB of memory;
-2 are a second. 4 take hours.";
+3 attempts are about 4 million states and a minute or two on two cores; 2 are a second.
+4 take hours, and more memory than most machines have.";
 
 const CALLERS: [&[OnDoubt]; 7] = [
     &[Refuse, Refuse],

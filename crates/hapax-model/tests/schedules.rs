@@ -5,7 +5,7 @@
 //! Only what was woken is polled, so that a wakeup that is lost shows as a call
 //! that never ends. A schedule follows from its seed, but for the manager's own
 //! thread, which writes what dropped calls have left to say.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
