@@ -26,7 +26,7 @@ use crate::flight::{Entered, FlightEnd, FlightGuard};
 use crate::manager::{Hapax, Inner, fits};
 use crate::recent::Entry;
 use crate::stats::bump;
-use crate::store::{Begin, Begun, End, Settled, Settlement};
+use crate::store::{Begin, Begun, End, Liveness, Settled, Settlement};
 use crate::{
     Action, ActionError, AttemptId, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt, Policy,
     Record, State, Timestamp, Unrecorded, Verdict,
@@ -349,6 +349,7 @@ fn begin_of(
         attempt: AttemptId::new(),
         owner: inner.owner.clone(),
         lease: policy.lease,
+        liveness: Liveness::Process,
         tags: action.tags.clone(),
         take_over,
         capacity: inner.capacity(config),

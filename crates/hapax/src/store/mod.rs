@@ -159,6 +159,18 @@ pub struct Capacity {
     pub on_full: OnFull,
 }
 
+/// What an attempt's life hangs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Liveness {
+    /// On the process that began it, and on its lease: a store that can tell
+    /// that the process is gone puts the key in doubt at once.
+    #[default]
+    Process,
+    /// On its lease alone: who runs it is elsewhere, and the process that began
+    /// it on its behalf may come and go.
+    Lease,
+}
+
 /// A request to begin an attempt.
 #[derive(Clone, Debug)]
 pub struct Begin {
@@ -182,6 +194,8 @@ pub struct Begin {
     pub owner: Arc<Owner>,
     /// How long it may be silent.
     pub lease: Duration,
+    /// What its life hangs on besides.
+    pub liveness: Liveness,
     /// What the caller noted.
     pub tags: BTreeMap<String, String>,
     /// Set to take over a key in doubt: the attempt that left it so.
