@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::action::Identified;
+use crate::execute::Started;
 use crate::flight::{FlightEnd, FlightGuard};
 use crate::manager::Inner;
 use crate::recent::{Answer, Entry};
@@ -101,14 +102,8 @@ pub(crate) enum Recorded {
 }
 
 impl Claim {
-    pub(crate) fn new(
-        inner: Arc<Inner>,
-        identified: &Identified,
-        attempt: AttemptId,
-        attempts: u64,
-        policy: &Policy,
-        flight: FlightGuard,
-    ) -> Self {
+    pub(crate) fn new(inner: Arc<Inner>, identified: &Identified, policy: &Policy, started: Started) -> Self {
+        let Started { attempt, attempts, guard, .. } = started;
         let key = identified.key.clone();
         let live = Arc::new(AtomicBool::new(true));
         inner.leases.add(attempt, key.clone(), policy.lease, live.clone());
@@ -119,7 +114,7 @@ impl Claim {
             fingerprint: identified.fingerprint,
             ttl: policy.ttl,
             started: Instant::now(),
-            flight: Some(flight),
+            flight: Some(guard),
             stage: Stage::Running,
         }
     }

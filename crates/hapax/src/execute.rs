@@ -28,8 +28,8 @@ use crate::recent::Entry;
 use crate::stats::bump;
 use crate::store::{Begin, Begun, End, Liveness, Settled, Settlement};
 use crate::{
-    Action, ActionError, AttemptId, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt, Policy,
-    Record, State, Timestamp, Unrecorded, Verdict,
+    Action, ActionError, AttemptId, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt, Owner,
+    Policy, Record, State, Timestamp, Unrecorded, Verdict,
 };
 
 /// A value, and where it came from.
@@ -65,9 +65,34 @@ impl<T> Outcome<T> {
 }
 
 #[allow(clippy::large_enum_variant)] // matched at once
-enum Acquired {
-    Claim(Claim),
+pub(crate) enum Acquired {
+    Started(Started),
     Entry(Arc<Entry>),
+}
+
+/// An attempt that has just begun.
+pub(crate) struct Started {
+    pub(crate) attempt: AttemptId,
+    pub(crate) attempts: u64,
+    pub(crate) started_at: Timestamp,
+    pub(crate) guard: FlightGuard,
+}
+
+/// On whose behalf an attempt is begun.
+pub(crate) struct Holder {
+    pub(crate) liveness: Liveness,
+    pub(crate) owner: Arc<Owner>,
+    /// An id that the holder chose, so that it may ask again after a lost answer.
+    pub(crate) attempt: Option<AttemptId>,
+    /// Set to take over a key in doubt by that attempt, whatever the policy says.
+    pub(crate) take_over: Option<AttemptId>,
+}
+
+impl Holder {
+    /// A caller in this process.
+    fn here(inner: &Inner) -> Self {
+        Self { liveness: Liveness::Process, owner: inner.owner.clone(), attempt: None, take_over: None }
+    }
 }
 
 impl Hapax {
@@ -116,9 +141,10 @@ impl Hapax {
         Fut: Future<Output = Result<T, ActionError>>,
     {
         let policy = self.policy_of(action)?;
-        match self.acquire(action, &identified, &policy).await? {
+        match self.acquire(action, &identified, &policy, &Holder::here(&self.inner)).await? {
             Acquired::Entry(entry) => entry.value().map(|value| Outcome { value, source: Source::Replayed }),
-            Acquired::Claim(claim) => {
+            Acquired::Started(started) => {
+                let claim = Claim::new(self.inner.clone(), &identified, &policy, started);
                 run_claimed(claim, &policy, run).await.map(|value| Outcome { value, source: Source::Executed })
             }
         }
@@ -149,8 +175,10 @@ impl Hapax {
         let span = tracing::debug_span!("hapax.claim", key = %identified.key, action = action.action_type, target = action.target);
         async {
             loop {
-                match self.acquire(action, &identified, &policy).await? {
-                    Acquired::Claim(claim) => return Ok(Claimed::Started(claim)),
+                match self.acquire(action, &identified, &policy, &Holder::here(&self.inner)).await? {
+                    Acquired::Started(started) => {
+                        return Ok(Claimed::Started(Claim::new(self.inner.clone(), &identified, &policy, started)));
+                    }
                     Acquired::Entry(_) => {
                         // Recorded a moment ago; gone again only if cleared or expired in between.
                         if let Some(record) = self.record(&identified.key).await?.filter(|r| r.state.is_recorded()) {
@@ -165,7 +193,7 @@ impl Hapax {
     }
 
     /// The key and fingerprint of an action under this manager's choices.
-    fn identify<'a>(&self, action: &'a Action) -> Result<Cow<'a, Identified>, Error> {
+    pub(crate) fn identify<'a>(&self, action: &'a Action) -> Result<Cow<'a, Identified>, Error> {
         if action.policy.identity.is_none() && !self.inner.identity_varies.load(Ordering::Relaxed) {
             return action.identified();
         }
@@ -179,7 +207,7 @@ impl Hapax {
         action.identify(&identity).map(Cow::Owned)
     }
 
-    fn policy_of(&self, action: &Action) -> Result<Policy, Error> {
+    pub(crate) fn policy_of(&self, action: &Action) -> Result<Policy, Error> {
         let mut policy = self.inner.config.read().policy_for(&action.action_type, &action.target);
         action.policy.apply(&mut policy);
         validate_policy(&policy)?;
@@ -192,6 +220,16 @@ impl Hapax {
     where
         T: DeserializeOwned + Clone + Send + Sync + 'static,
     {
+        self.recall_as(identified, Entry::value)
+    }
+
+    /// As [`recall`](Self::recall), with what `answer` makes of the entry.
+    #[inline]
+    pub(crate) fn recall_as<T>(
+        &self,
+        identified: &Identified,
+        answer: impl FnOnce(&Entry) -> Result<T, Error>,
+    ) -> Option<Result<T, Error>> {
         let inner = &*self.inner;
         let epoch = inner.store.epoch()?;
         inner.recent.with(
@@ -204,12 +242,18 @@ impl Hapax {
                 }
                 inner.recent.hit(entry);
                 tracing::trace!(key = %identified.key, "replayed from memory");
-                entry.value()
+                answer(entry)
             },
         )
     }
 
-    async fn acquire(&self, action: &Action, identified: &Identified, policy: &Policy) -> Result<Acquired, Error> {
+    pub(crate) async fn acquire(
+        &self,
+        action: &Action,
+        identified: &Identified,
+        policy: &Policy,
+        holder: &Holder,
+    ) -> Result<Acquired, Error> {
         let inner = &self.inner;
         let began = Instant::now();
         let mut counted = false;
@@ -219,7 +263,7 @@ impl Hapax {
             }
             let now = || Timestamp::from_millis(crate::Clock::now(&crate::SystemClock).as_millis());
             let flight = match inner.flights.enter(&identified.key, identified.fingerprint, now) {
-                Entered::Lead(guard) => return lead(inner, action, identified, policy, guard, began).await,
+                Entered::Lead(guard) => return lead(inner, action, identified, policy, holder, guard, began).await,
                 Entered::Join(flight) => flight,
             };
             if flight.fingerprint != identified.fingerprint {
@@ -263,18 +307,22 @@ async fn lead(
     action: &Action,
     identified: &Identified,
     policy: &Policy,
+    holder: &Holder,
     guard: FlightGuard,
     began: Instant,
 ) -> Result<Acquired, Error> {
     let config = inner.config.read().clone();
-    let mut take_over = None;
+    let mut take_over = holder.take_over;
     let mut waited = false;
     loop {
         let epoch = inner.store.epoch();
         inner.arrive(config.max_in_flight)?;
-        let begin = begin_of(inner, &config, action, identified, policy, take_over);
+        let begin = begin_of(inner, &config, action, identified, policy, holder, take_over);
         let attempt = begin.attempt;
-        let place = Place { inner, identified, attempt, held: true, may_have_begun: true };
+        // An attempt whose id the holder knows is the holder's to end, even if this call is dropped:
+        // it may have been told of it by another.
+        let may_have_begun = holder.attempt != Some(attempt);
+        let place = Place { inner, identified, attempt, held: true, may_have_begun };
         let record = match inner.store.begin(begin).await {
             Err(error) => {
                 // After a lost answer it is not sure whether it began; that nothing ran is.
@@ -285,12 +333,11 @@ async fn lead(
                 guard.finish(FlightEnd::Store(error.clone()));
                 return Err(error.into());
             }
-            Ok(Begun::Started { attempts, expired, evicted, .. }) => {
+            Ok(Begun::Started { attempts, started_at, expired, evicted }) => {
                 inner.count_start(take_over.is_none(), expired, evicted);
                 tracing::debug!(key = %identified.key, %attempt, attempts, "attempt began");
                 place.hand_over();
-                let claim = Claim::new(inner.clone(), identified, attempt, attempts, policy, guard);
-                return Ok(Acquired::Claim(claim));
+                return Ok(Acquired::Started(Started { attempt, attempts, started_at, guard }));
             }
             Ok(Begun::Exists(record)) => {
                 place.nothing_began();
@@ -307,6 +354,12 @@ async fn lead(
                 tracing::debug!(key = %identified.key, state = %record.state, "replayed from the store");
                 guard.finish(FlightEnd::Recorded(entry.clone()));
                 return Ok(Acquired::Entry(entry));
+            }
+            State::InProgress if holder.attempt == Some(record.attempt_id) => {
+                // The holder asks again: the answer to its first request was lost on the way.
+                inner.arrive(config.max_in_flight)?;
+                let (attempt, attempts, started_at) = (record.attempt_id, record.attempts, record.started_at);
+                return Ok(Acquired::Started(Started { attempt, attempts, started_at, guard }));
             }
             State::InProgress => {
                 if let InFlight::Wait(_) = policy.in_flight
@@ -336,8 +389,11 @@ fn begin_of(
     action: &Action,
     identified: &Identified,
     policy: &Policy,
+    holder: &Holder,
     take_over: Option<AttemptId>,
 ) -> Begin {
+    // An id names one attempt: who takes over its own doubt begins another.
+    let attempt = holder.attempt.filter(|id| take_over != Some(*id)).unwrap_or_default();
     Begin {
         namespace: inner.namespace.clone(),
         key: identified.key.clone(),
@@ -346,10 +402,10 @@ fn begin_of(
         target: action.target.clone(),
         params: (policy.keep_params == KeepParams::Full).then(|| action.kept_params()).flatten(),
         fingerprint: identified.fingerprint,
-        attempt: AttemptId::new(),
-        owner: inner.owner.clone(),
+        attempt,
+        owner: holder.owner.clone(),
         lease: policy.lease,
-        liveness: Liveness::Process,
+        liveness: holder.liveness,
         tags: action.tags.clone(),
         take_over,
         capacity: inner.capacity(config),

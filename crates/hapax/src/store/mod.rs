@@ -552,3 +552,39 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// fail with [`StoreError::Closed`].
     fn close(&self) -> StoreFuture<'_, ()>;
 }
+
+/// Opens a store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`.
+///
+/// To give several managers (of several namespaces, say) one store, or to wrap
+/// it; otherwise [`Builder::store_url`](crate::Builder::store_url) does.
+///
+/// # Errors
+/// [`StoreError::BadRequest`] for another address; whatever keeps it from being opened.
+pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    let (scheme, rest) = url.split_once(':').unwrap_or((url, ""));
+    match scheme {
+        "memory" if rest.is_empty() => Ok(Arc::new(memory::MemoryStore::new())),
+        #[cfg(feature = "sqlite")]
+        "sqlite" => {
+            use sqlite::{SqliteOptions, SqliteStore};
+            let options = SqliteOptions::from_url(url)?;
+            // Opening reads and may migrate the file: not on the caller's async thread.
+            let (tx, rx) = tokio::sync::oneshot::channel();
+            let failed = |message: String| StoreError::Unavailable { store: url.to_string(), message };
+            std::thread::Builder::new()
+                .name("hapax-open".into())
+                .spawn(move || {
+                    let _ = tx.send(SqliteStore::open(options));
+                })
+                .map_err(|e| failed(format!("no thread to open it with: {e}")))?;
+            let store = rx.await.map_err(|_| failed("opening it was cut short".into()))??;
+            Ok(Arc::new(store))
+        }
+        _ => Err(StoreError::BadRequest {
+            // Passwords stand behind the scheme: it alone is repeated.
+            message: format!(
+                "no store for {scheme:?}: give `memory:` or `sqlite:PATH` (optionally with ?durability=buffered)"
+            ),
+        }),
+    }
+}
