@@ -224,6 +224,20 @@ impl Hapax {
     /// # Errors
     /// [`Error::WrongState`] when the key is not in doubt; [`Error::Store`].
     pub async fn settle(&self, key: &Key, settlement: Settlement) -> Result<Option<Record>, Error> {
+        self.settle_attempt(key, None, settlement).await
+    }
+
+    /// As [`settle`](Self::settle), but only if the key is in doubt by the
+    /// attempt that was looked at: a later one is another doubt.
+    ///
+    /// # Errors
+    /// As [`settle`](Self::settle).
+    pub async fn settle_attempt(
+        &self,
+        key: &Key,
+        attempt: Option<AttemptId>,
+        settlement: Settlement,
+    ) -> Result<Option<Record>, Error> {
         if let Settlement::Happened { result, .. } = &settlement {
             let limit = self.inner.config.read().max_result_bytes;
             if result.as_str().len() > limit {
@@ -235,7 +249,7 @@ impl Hapax {
                 });
             }
         }
-        match self.inner.store.settle(self.inner.namespace.clone(), key.clone(), None, settlement).await? {
+        match self.inner.store.settle(self.inner.namespace.clone(), key.clone(), attempt, settlement).await? {
             Settled::Done(record) => {
                 tracing::info!(%key, "settled");
                 Ok(record.map(|r| *r))
@@ -246,6 +260,7 @@ impl Hapax {
                 remedy: match record.map(|r| r.state) {
                     None => "there is nothing to settle; it will run when it is next called for",
                     Some(State::InProgress) => "its attempt is alive; wait for it to end",
+                    Some(State::InDoubt) => "it is in doubt by another attempt than the one named; look again",
                     Some(_) => "it is settled already; clear it first if it must run again",
                 },
             }),

@@ -156,6 +156,8 @@ pub struct RemoteEnded {
     pub at: Timestamp,
     /// When the result or error expires.
     pub expires_at: Option<Timestamp>,
+    /// How long the action took, for a result or an error.
+    pub duration: Option<Duration>,
 }
 
 impl Hapax {
@@ -287,6 +289,7 @@ impl Hapax {
         match inner.store.end(namespace, key.clone(), attempt, end).await? {
             Ended::Done { at, expires_at } => {
                 tracing::debug!(%key, %attempt, recorded = known.is_some(), "remote attempt ended");
+                let duration = known.as_ref().map(|(_, duration)| *duration);
                 if let (Some((answer, duration)), Some(fingerprint)) = (known, fingerprint) {
                     let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
                     let mut entry = Entry::new(key.clone(), fingerprint, answer, at, duration_ms);
@@ -294,7 +297,7 @@ impl Hapax {
                     entry.until = inner.until(at, expires_at);
                     inner.recent.insert(Arc::new(entry));
                 }
-                Ok(RemoteEnded { at, expires_at })
+                Ok(RemoteEnded { at, expires_at, duration })
             }
             Ended::Lost(_) => Err(self.lost(key, attempt, None)),
         }
