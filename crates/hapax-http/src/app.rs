@@ -85,16 +85,6 @@ impl Tenant {
 }
 
 impl App {
-    /// Opens what the configuration names.
-    ///
-    /// # Errors
-    /// [`Error::Config`], [`Error::Store`].
-    pub async fn open(config: ServeConfig) -> Result<Self, Error> {
-        config.validate()?;
-        let store = hapax::store::open(&config.store).await?;
-        Self::on(config, store).await
-    }
-
     /// On a store that is open already, wrapped perhaps.
     ///
     /// # Errors

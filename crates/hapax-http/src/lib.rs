@@ -1,6 +1,7 @@
 //! hapax over HTTP.
 //!
 //! - [`ApiServer`]: the library for callers in any language (`hapax serve`).
+//! - [`IdempotencyLayer`]: the `Idempotency-Key` header for any tower service.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -10,10 +11,13 @@ mod assets;
 mod config;
 mod docs;
 mod events;
+pub mod layer;
 mod metrics;
 pub mod openapi;
 pub mod path;
 mod problem;
+pub mod proxy;
+mod proxy_server;
 mod router;
 mod schema;
 mod serve;
@@ -25,5 +29,7 @@ pub mod units;
 
 pub use access::{Role, TokenHash};
 pub use config::{DEFAULT_LISTEN, Limits, PolicyConfig, ServeConfig, TlsConfig, TokenConfig};
+pub use layer::{Fate, Fates, Idempotency, IdempotencyLayer, IdempotencyService, KeySource, Scope};
 pub use problem::{Kind, Problem, REPLAYED};
+pub use proxy_server::{ProxyConfig, ProxyServer};
 pub use serve::{ApiServer, Reloader, ServeError};

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
-    Components, ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response,
-    ResponseBuilder, SecurityRequirement,
+    ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder,
+    SecurityRequirement,
 };
-use utoipa::{IntoResponses, ToSchema};
+use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
-use crate::problem::Problem;
+use crate::problem::Document;
 use crate::schema;
 
 type Responses = BTreeMap<String, RefOr<Response>>;
@@ -61,12 +61,13 @@ problems! {
 
 /// Completes what the routes gave with what holds for all of them.
 pub(crate) fn complete(paths: OpenApi) -> OpenApi {
-    let mut components = paths.components.unwrap_or_else(Components::new);
+    let mut components = paths.components.unwrap_or_default();
     // Named in answers by reference alone.
-    for (name, schema) in [
-        (Problem::name(), <Problem as utoipa::PartialSchema>::schema()),
-        (schema::State::name(), <schema::State as utoipa::PartialSchema>::schema()),
-    ] {
+    let shapes = [
+        (Document::name(), <Document<'_> as PartialSchema>::schema()),
+        (schema::State::name(), <schema::State as PartialSchema>::schema()),
+    ];
+    for (name, schema) in shapes {
         components.schemas.insert(name.into_owned(), schema);
     }
     let bearer = HttpBuilder::new()

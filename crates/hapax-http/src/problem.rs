@@ -194,24 +194,25 @@ enum Advice {
     KeepKey,
 }
 
-/// A problem document, `application/problem+json`.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+/// A problem document as it is written, `application/problem+json`.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Problem {
+#[schema(as = Problem)]
+pub(crate) struct Document<'a> {
     /// What went wrong, stable: `urn:hapax:problem:` and a name.
     #[serde(rename = "type")]
     #[schema(example = "urn:hapax:problem:in-doubt")]
     type_uri: String,
     /// The same in a few words.
-    title: &'static str,
+    title: &'a str,
     /// The HTTP status.
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
     /// What happened here and what to do next, for people.
-    detail: String,
+    detail: &'a str,
     /// The key that it is about.
     #[schema(required)]
-    key: Option<String>,
+    key: Option<&'a str>,
     /// The key's state, as far as it is known.
     #[schema(required, value_type = Option<crate::schema::State>)]
     state: Option<State>,
@@ -221,31 +222,27 @@ pub struct Problem {
     safe_to_use_new_key: bool,
     /// The attempt that it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, format = Uuid, nullable = false)]
     attempt_id: Option<AttemptId>,
-    #[serde(skip)]
+}
+
+/// What went wrong with a request.
+#[derive(Clone, Debug)]
+pub struct Problem {
     kind: Kind,
-    #[serde(skip)]
-    retry_after: Option<u64>,
+    detail: String,
+    key: Option<String>,
+    state: Option<State>,
+    attempt: Option<AttemptId>,
+    retry_after: Option<u32>,
 }
 
 impl Problem {
     /// A problem of this kind.
     #[must_use]
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self {
-            type_uri: format!("urn:hapax:problem:{}", kind.slug()),
-            title: kind.title(),
-            status: kind.status().as_u16(),
-            detail: detail.into(),
-            key: None,
-            state: None,
-            retryable: kind.retryable(),
-            safe_to_use_new_key: kind.safe_to_use_new_key(),
-            attempt_id: None,
-            kind,
-            retry_after: kind.retryable().then_some(1),
-        }
+        let retry_after = kind.retryable().then_some(1);
+        Self { kind, detail: detail.into(), key: None, state: None, attempt: None, retry_after }
     }
 
     /// With the key that it is about.
@@ -272,14 +269,14 @@ impl Problem {
     /// With the attempt that it is about.
     #[must_use]
     pub fn attempt(mut self, attempt: AttemptId) -> Self {
-        self.attempt_id = Some(attempt);
+        self.attempt = Some(attempt);
         self
     }
 
     /// With the time after which to try again, in whole seconds, at least 1.
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Self {
-        self.retry_after = Some(after.as_secs().max(1));
+        self.retry_after = Some(u32::try_from(after.as_secs()).unwrap_or(u32::MAX).max(1));
         self
     }
 
@@ -292,7 +289,18 @@ impl Problem {
     /// The document and its headers, apart from any server.
     #[must_use]
     pub fn into_parts(self) -> (http::response::Parts, Vec<u8>) {
-        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let document = Document {
+            type_uri: format!("urn:hapax:problem:{}", self.kind.slug()),
+            title: self.kind.title(),
+            status: self.kind.status().as_u16(),
+            detail: &self.detail,
+            key: self.key.as_deref(),
+            state: self.state,
+            retryable: self.kind.retryable(),
+            safe_to_use_new_key: self.kind.safe_to_use_new_key(),
+            attempt_id: self.attempt,
+        };
+        let body = serde_json::to_vec(&document).unwrap_or_default();
         let (mut parts, ()) = http::Response::new(()).into_parts();
         parts.status = self.kind.status();
         let headers = &mut parts.headers;

@@ -9,9 +9,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use http::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -19,9 +21,11 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tower_service::Service;
 
 use crate::config::Limits;
 use crate::metrics::Metrics;
+use crate::proxy::Peer;
 use crate::stall::Stall;
 
 /// How long a TLS handshake may take.
@@ -57,9 +61,9 @@ impl Server {
                 place = places.clone().acquire_owned() => place.map_err(io::Error::other)?,
                 () = &mut stop => break,
             };
-            let stream = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         // Out of descriptors, or the peer went away: neither lasts.
                         tracing::warn!(%error, "a connection could not be accepted");
@@ -71,7 +75,7 @@ impl Server {
             };
             let _ = stream.set_nodelay(true);
             let (tls, builder, watcher) = (tls.read().clone(), builder.clone(), graceful.watcher());
-            let service = TowerToHyperService::new(router.clone());
+            let service = TowerToHyperService::new(WithPeer { router: router.clone(), peer: Peer(peer) });
             let open = Open::new(metrics.clone());
             tokio::spawn(async move {
                 let _held = (place, open);
@@ -103,6 +107,31 @@ impl Server {
             tracing::warn!(after = ?limits.drain.0, "requests were still under way when the time to drain was up");
         }
         Ok(drained)
+    }
+}
+
+/// Tells the service who is at the other end.
+#[derive(Clone)]
+struct WithPeer {
+    router: Router,
+    peer: Peer,
+}
+
+impl<B> Service<Request<B>> for WithPeer
+where
+    Router: Service<Request<B>>,
+{
+    type Response = <Router as Service<Request<B>>>::Response;
+    type Error = <Router as Service<Request<B>>>::Error;
+    type Future = <Router as Service<Request<B>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.router.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
+        self.router.call(request)
     }
 }
 

@@ -129,6 +129,21 @@ impl Hapax {
         Box::pin(self.execute_anew(action, identified.into_owned(), run).instrument(span)).await
     }
 
+    /// The recorded result of an action, if it is among those remembered in this
+    /// process: what [`execute`](Self::execute) would answer at once, without a
+    /// look into the store. `None` says nothing.
+    ///
+    /// # Errors
+    /// The answer may be an error: [`Error::Failed`], [`Error::ParamsMismatch`],
+    /// [`Error::ResultType`].
+    pub fn recent<T>(&self, action: &Action) -> Option<Result<T, Error>>
+    where
+        T: DeserializeOwned + Clone + Send + Sync + 'static,
+    {
+        let identified = self.identify(action).ok()?;
+        self.recall(&identified)
+    }
+
     async fn execute_anew<T, F, Fut>(
         &self,
         action: &Action,

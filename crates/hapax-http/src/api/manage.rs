@@ -87,10 +87,7 @@ async fn config(Reader(tenant): Reader) -> Result<Response, Problem> {
     patch, path = "/v1/config", tag = "settings", request_body = ConfigPatch, operation_id = "patchConfig",
     responses((status = 200, description = "The settings from now on", body = ConfigAnswer), Common, Sent)
 )]
-async fn configure(
-    Admin(tenant): Admin,
-    Body(patch): Body<ConfigPatch>,
-) -> Result<Response, Problem> {
+async fn configure(Admin(tenant): Admin, Body(patch): Body<ConfigPatch>) -> Result<Response, Problem> {
     tenant.hapax.configure(|config| {
         let policy = &mut config.policy;
         set(&mut policy.ttl, patch.ttl.map(|ttl| ttl.0));

@@ -12,7 +12,7 @@ mod records;
 
 use utoipa_axum::router::OpenApiRouter;
 
-pub(crate) use self::body::is_json;
+pub(crate) use self::body::{collect, is_json};
 use crate::app::App;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
