@@ -81,12 +81,12 @@ impl Server {
                 let _held = (place, open);
                 let ended = match tls {
                     None => {
-                        let io = TokioIo::new(Stall::new(stream, limits.write_time.0));
+                        let io = TokioIo::new(Stall::new(stream, limits.header_time.0, limits.write_time.0));
                         watcher.watch(builder.serve_connection(io, service).into_owned()).await
                     }
                     Some(tls) => match handshake(tls, stream).await {
                         Ok(stream) => {
-                            let io = TokioIo::new(Stall::new(stream, limits.write_time.0));
+                            let io = TokioIo::new(Stall::new(stream, limits.header_time.0, limits.write_time.0));
                             watcher.watch(builder.serve_connection(io, service).into_owned()).await
                         }
                         Err(error) => {

@@ -1,5 +1,6 @@
-//! A stream whose writes must get on: a peer that takes nothing for too long
-//! is cut off, so that it cannot hold a connection's place by not reading.
+//! A stream that must get on: a peer that takes nothing for too long is cut
+//! off, and so is one that does not begin to speak, so that neither can hold a
+//! connection's place. What comes after the beginning hyper has limits for.
 
 use std::io;
 use std::pin::Pin;
@@ -14,11 +15,18 @@ pub(crate) struct Stall<S> {
     limit: Duration,
     // Set while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// Until the protocol is known: bytes that are missing, and by when they must come.
+    beginning: Option<(usize, Pin<Box<Sleep>>)>,
 }
 
+/// What tells HTTP/2 from HTTP/1: hyper waits for it without a limit.
+const PREFACE: usize = 24;
+
 impl<S> Stall<S> {
-    pub(crate) fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, waiting: None }
+    /// Cut off when it does not begin within `begin`, or lets a write wait for `limit`.
+    pub(crate) fn new(stream: S, begin: Duration, limit: Duration) -> Self {
+        let beginning = Some((PREFACE, Box::pin(tokio::time::sleep(begin))));
+        Self { stream, limit, waiting: None, beginning }
     }
 
     /// Passes progress on; turns a wait past its limit into an error.
@@ -38,7 +46,18 @@ impl<S> Stall<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Stall<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let came = buf.filled().len().saturating_sub(before);
+        if let Some((missing, until)) = &mut self.beginning {
+            *missing = missing.saturating_sub(came);
+            if *missing == 0 {
+                self.beginning = None;
+            } else if poll.is_pending() && until.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not begin")));
+            }
+        }
+        poll
     }
 }
 

@@ -4,11 +4,13 @@
 //! runs finds its answer when it comes back. Before the handler has begun,
 //! going away ends the wait, and nothing has run.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use hapax::{
     Action, ActionError, Context, Error, Fingerprint, InFlight, Outcome, PolicyPatch, canonical_json, parse_params,
 };
@@ -280,9 +282,15 @@ where
         let mut request = Request::from_parts(parts, ReqBody::from(body));
         let attempt = Attempt { key: text, attempt: context.attempt(), attempts: context.attempts() };
         request.extensions_mut().insert(attempt);
-        match inner.call(request).await {
-            Ok(response) => decide(options, response, first).await,
-            Err(error) => {
+        // Caught, so that the doubt is on record before the client hears of it.
+        match AssertUnwindSafe(async { inner.call(request).await }).catch_unwind().await {
+            Ok(Ok(response)) => decide(options, response, first).await,
+            Err(_) => {
+                let problem = Problem::new(Kind::Internal, "the handler panicked; the key is in doubt");
+                let _ = first.send(First::Answer(problem_response(problem)));
+                Err(ActionError::unknown("the handler panicked"))
+            }
+            Ok(Err(error)) => {
                 // Whether it came before or after the effect, it does not say.
                 let _ = first.send(First::Error(error));
                 Err(ActionError::unknown("the handler failed without an answer"))
