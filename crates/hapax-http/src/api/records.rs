@@ -88,7 +88,7 @@ async fn list(Reader(tenant): Reader, Asked(query): Asked<ListQuery>) -> Result<
 #[into_params(parameter_in = Query)]
 struct ClearQuery {
     /// Must be `all`: a word against an accident.
-    #[param(value_type = All)]
+    #[param(value_type = All, inline)]
     confirm: Option<String>,
 }
 
