@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
-use crate::units::{Keep, Size, Span};
+use crate::failure::quoted;
+use crate::units::{Keep, Limit, Size, Span};
 
 /// Run a command once, however often it is retried.
 ///
@@ -28,10 +29,13 @@ pub struct Cli {
 const AFTER: &str = "\
 Settings come from flags, then the environment (HAPAX_STORE, HAPAX_NAMESPACE, HAPAX_CONFIG, \
 HAPAX_LABEL, HAPAX_TTL, HAPAX_WAIT, HAPAX_ON_DOUBT, HAPAX_VERIFY, HAPAX_LEASE), then the \
-configuration file, then defaults; `hapax config` shows each with its source.
+configuration file, then defaults. `hapax config` shows each with its source.
+
+Durations are written like 24h, 1h 30m, 30s or 500ms.
 
 Exit codes of hapax itself: 64 wrong usage or configuration, 65 same key with other params, 69 store \
-unavailable, 75 turned away while another runs it, 76 in doubt.";
+unavailable, 75 turned away while another runs it, 76 in doubt. With --json a failure is one object on \
+the last line of standard error: {\"error\":{\"kind\",\"code\",\"message\",\"key\"}}.";
 
 #[derive(Args, Debug)]
 pub struct Global {
@@ -49,11 +53,23 @@ pub struct Global {
     pub json: bool,
 }
 
+impl Global {
+    /// The flags that say where the records are, for a command that is shown to the user.
+    pub fn flags(&self) -> String {
+        let mut flags = String::new();
+        let config = self.config.as_ref().map(|p| p.display().to_string());
+        for (name, value) in [("config", &config), ("store", &self.store), ("namespace", &self.namespace)] {
+            if let Some(value) = value {
+                flags.push_str(&format!(" --{name} {}", quoted(value)));
+            }
+        }
+        flags
+    }
+}
+
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Run a command once; replay its output and exit code ever after
     Run(Box<Run>),
-    /// Print the key of an action
     Key(KeyArgs),
     /// Take a generated key apart
     Parse {
@@ -61,18 +77,20 @@ pub enum Command {
         key: String,
     },
     /// Print the recorded result of a key; exit 1 when there is none
+    ///
+    /// The result is JSON, and there is no output when there is none. A key that
+    /// is in flight or in doubt is not "none": that is exit code 75 or 76, since
+    /// its effect may have happened.
     Check {
         /// The key
         key: String,
     },
-    /// Record a result for a key by hand
     Mark(Mark),
     /// Show the record of a key
     Get {
         /// The key
         key: String,
     },
-    /// List records, oldest first
     Ls(Ls),
     /// Show what happened so far: hits, executions, doubts, time saved
     Stats {
@@ -82,16 +100,17 @@ pub enum Command {
     },
     /// Show what the store holds and where it is
     Info,
-    /// Say what became of a key in doubt
     Settle(Settle),
     /// Remove a recorded result, so that the action runs again
+    ///
+    /// A key in doubt is not removed but settled.
     Rm {
         /// The key
         key: String,
     },
-    /// Remove records: the expired, the oldest, or all results
     Cleanup(Cleanup),
     /// Show every setting and where its value comes from
+    #[command(after_help = CONFIG_AFTER)]
     Config {
         /// Print the path of the configuration file alone
         #[arg(long)]
@@ -124,7 +143,7 @@ pub struct ActionArgs {
     pub key: Option<String>,
 }
 
-/// Run a command once; replay its output and exit code ever after.
+/// Run a command once; replay its output and exit code ever after
 ///
 /// The first run streams the command's output through while it is kept. Later
 /// runs of the same action print the kept output and exit with the kept code,
@@ -152,18 +171,20 @@ pub struct Run {
     #[arg(long, value_name = "CMD")]
     pub verify: Option<String>,
     /// Record a nonzero exit too, and replay it, instead of freeing the key
-    #[arg(long)]
-    pub remember_failures: bool,
-    /// End the command after this long (TERM, 5 s later KILL); the key is in doubt then
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub remember_failures: Option<bool>,
+    /// End the command after this long (TERM, 5 s later KILL); the key is in doubt then [default:
+    /// none]
     #[arg(long, value_name = "DURATION")]
-    pub timeout: Option<Span>,
-    /// How long a silent run counts as alive [default: 60s]
+    pub timeout: Option<Limit>,
+    /// How long hapax may be silent before its run counts as dead; on this host a dead one is seen
+    /// at once [default: 60s]
     #[arg(long, value_name = "DURATION")]
     pub lease: Option<Span>,
     /// The largest output that is recorded, as JSON, at most 64MiB [default: 1MiB]
     #[arg(long, value_name = "SIZE")]
     pub max_output: Option<Size>,
-    /// Say on standard error when a result is replayed, also when that is no terminal
+    /// Say on standard error that it waits or replays, also when that is no terminal
     #[arg(long, short)]
     pub verbose: bool,
     /// The command and its arguments, best after `--`
@@ -179,13 +200,54 @@ A nonzero exit frees the key, so that the next run tries again. Death by a signa
 hapax, a timeout and an output too large to record leave the key in doubt: hapax then refuses to run it \
 again (exit 76) until `hapax settle`, --verify or --on-doubt rerun says what to do.
 
+SIGHUP, SIGINT, SIGQUIT and SIGTERM are passed on to the command, and its end is waited for, at most a minute. \
+If it exits with 0 all the same, that is recorded. When hapax is killed outright (SIGKILL), the command may \
+go on running; the key is in doubt at once. Signals and --timeout end the command itself, not what it has started.
+
 Output that background processes write after the command itself has ended is kept for two seconds more. \
 Standard output and standard error are each replayed whole, one after the other.
 
+With --json, standard output is one object: key, attemptId, replayed, recorded, exitCode, stdout and stderr \
+(stdoutBase64, stderrBase64 if they are not text), executedAt, expiresAt, durationMs. The command's own \
+output goes to standard error as it comes; a replay's only into the object.
+
+A command that cannot be started exits with 127 (not found) or 126, as in a shell, and its key stays free.
+
 Examples:
   hapax run -- ./send-invoice.sh 42
-  hapax run --signal \"$MESSAGE_ID\" --action create_task --target trello --params @task.json -- ./create.sh
+  hapax run --signal \"$(date +%F)\" -- ./backup.sh    (once a day, whatever cron does)
+  hapax run --signal \"$ID\" --action create_task --target trello --params @task.json -- ./create.sh
   hapax run --key payroll-2026-11 --ttl never --verify './paid.sh' -- ./pay.sh";
+
+const CONFIG_AFTER: &str = "\
+The configuration file is TOML. All of it may be left out:
+
+  # A relative path is taken from this file's directory.
+  store = \"sqlite:/var/lib/app/hapax.db\"
+  namespace = \"billing\"
+  label = \"cron\"             # shown in records as part of their owner
+  ttl = \"24h\"                # or \"never\"
+  wait = \"30s\"               # or \"no\"
+  on_doubt = \"refuse\"        # or \"rerun\", \"verify\"
+  verify = \"./look.sh\"       # implies on_doubt = \"verify\"
+  verify_limit = \"60s\"
+  remember_failures = false
+  timeout = \"none\"
+  lease = \"60s\"
+  identity = \"all\"           # or { include = [\"/id\"] }, { exclude = [\"/timestamp\"] }
+  keep_params = \"full\"       # or \"fingerprint\"
+  max_output = \"1MiB\"
+  max_entries = 100000       # of the store; no limit by default
+  on_full = \"evict\"          # or \"reject\"
+  auto_cleanup = true        # `hapax run` clears expired records away
+
+  [[rule]]                   # for an action type, or for a type on one target
+  action = \"charge\"
+  target = \"stripe\"
+  ttl = \"never\"              # and the others from ttl to keep_params
+
+Of several rules that fit, the later one counts, and one with a target before one without. What is wrong \
+in the file is an error: nothing runs with half a configuration.";
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -198,7 +260,7 @@ pub enum DoubtChoice {
     Verify,
 }
 
-/// Print the key of an action: the one that `hapax run` would use.
+/// Print the key of an action: the one that `hapax run` would use
 #[derive(Args, Debug)]
 pub struct KeyArgs {
     #[command(flatten)]
@@ -208,7 +270,7 @@ pub struct KeyArgs {
     pub command: Vec<OsString>,
 }
 
-/// Record a result for a key that is absent or in doubt.
+/// Record a result by hand, for a key that is absent or in doubt
 ///
 /// Over a recorded result it changes nothing. Checking, running and marking by
 /// hand races by its nature; `hapax run` does not.
@@ -224,6 +286,7 @@ pub struct Mark {
     pub ttl: Option<Keep>,
 }
 
+/// List records, oldest first
 #[derive(Args, Debug)]
 pub struct Ls {
     /// Of this action type
@@ -252,7 +315,11 @@ pub struct Ls {
     pub all: bool,
 }
 
-/// Say what became of a key in doubt, so that it can be replayed or run again.
+/// Say what became of a key in doubt, so that it can be replayed or run again
+///
+/// `hapax run` replays a JSON string as its text and any other JSON as it is. To
+/// have an exit code and standard error replayed too, give an object such as
+/// {"exitCode":0,"stdout":"…","stderr":"…"}.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("what").required(true)))]
 pub struct Settle {
@@ -269,7 +336,10 @@ pub struct Settle {
     pub ttl: Option<Keep>,
 }
 
-/// Remove records. What is in progress or in doubt always stays.
+/// Remove records: the expired, the oldest, or all results
+///
+/// What is in progress or in doubt always stays. `hapax run` clears expired
+/// records away by itself.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("which").required(true)))]
 pub struct Cleanup {

@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 
 use hapax::store::StoreError;
 use hapax::{Error, Key, State};
+use serde::Serialize;
+
+use crate::terminal::acts;
 
 /// Wrong usage or configuration.
 pub const USAGE: u8 = 64;
@@ -40,18 +43,55 @@ impl Failure {
         self
     }
 
-    /// The key is in doubt: why, and what to do about it.
+    /// The key is in doubt, and why. What to do about it is said with every such failure.
     pub fn in_doubt(key: &Key, why: &str) -> Self {
-        Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt: {why}; {}", remedy(key))).of(key)
+        Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt: {why}")).of(key)
+    }
+
+    /// There is no record of the key.
+    pub fn absent(key: &Key) -> Self {
+        Self::new(1, "not_found", format!("there is no record of key {key}; `hapax ls` lists what there is")).of(key)
+    }
+
+    /// The one line for people. `flags` are those that a command for the same
+    /// store needs.
+    pub fn line(&self, flags: &str) -> String {
+        let mut line = one_line(&self.message);
+        if let (IN_DOUBT, "in_doubt", Some(key)) = (self.code, self.kind, &self.key) {
+            let _ = write!(line, "; {}", remedy(key, flags));
+        }
+        line
+    }
+
+    /// The JSON object for programs.
+    pub fn json(&self, flags: &str) -> String {
+        #[derive(Serialize)]
+        struct Outer<'a> {
+            error: Inner<'a>,
+        }
+        #[derive(Serialize)]
+        struct Inner<'a> {
+            kind: &'a str,
+            code: u8,
+            message: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            key: Option<&'a Key>,
+        }
+        let error = Inner { kind: self.kind, code: self.code, message: self.line(flags), key: self.key.as_ref() };
+        // Strings and a number always have a JSON form.
+        serde_json::to_string(&Outer { error }).unwrap_or_default()
     }
 }
 
 /// What to do about a key in doubt.
-pub fn remedy(key: &Key) -> String {
-    let key = quoted(key.as_str());
-    format!(
-        "look whether its effect happened, then run `hapax settle {key} --happened RESULT` or `hapax settle {key} --not-happened`"
-    )
+fn remedy(key: &Key, flags: &str) -> String {
+    let word = quoted(key.as_str());
+    let settle = |answer: &str| match word.starts_with('-') {
+        // It looks like a flag.
+        true => format!("`hapax settle{flags} {answer} -- {word}`"),
+        false => format!("`hapax settle{flags} {word} {answer}`"),
+    };
+    format!("look whether its effect happened, then run {} or {}", settle("--happened JSON"), settle("--not-happened"))
 }
 
 /// A text as one word of a POSIX shell.
@@ -62,7 +102,7 @@ pub fn quoted(text: &str) -> String {
 
 /// A text that may go to a terminal, on one line.
 pub fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if acts(c) { ' ' } else { c }).collect()
 }
 
 impl From<Error> for Failure {
@@ -84,19 +124,24 @@ impl From<Error> for Failure {
                 Self::in_doubt(&record.key, &why)
             }
             Error::NotRecorded { key, reason, .. } => {
-                Self::in_doubt(&key, &format!("the command ran but its result was not recorded ({reason})"))
+                Self::in_doubt(&key, &format!("the command ran, but its result was not recorded ({reason})"))
             }
             Error::LostClaim { key, .. } => Self::new(IN_DOUBT, "lost_claim", said).of(&key),
             Error::TimedOut { key, .. } => Self::new(IN_DOUBT, "in_doubt", said).of(&key),
             Error::WrongState { key, state, remedy: what } => match state {
                 Some(State::InDoubt) => {
-                    Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt and stays; {}", remedy(&key))).of(&key)
+                    Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt, so its record stays")).of(&key)
                 }
                 Some(State::InProgress) => Self::new(IN_FLIGHT, "in_flight", said).of(&key),
-                state => {
-                    let state = state.map_or("absent", State::as_str);
-                    Self::new(1, "wrong_state", format!("key {key} is {state}: {what}")).of(&key)
-                }
+                Some(state) => Self::new(
+                    1,
+                    "wrong_state",
+                    format!(
+                        "key {key} is {state} and needs no settling; if it must run again, remove it with `hapax rm`"
+                    ),
+                )
+                .of(&key),
+                None => Self::new(1, "wrong_state", format!("key {key} is absent: {what}")).of(&key),
             },
             Error::Store(StoreError::BadRequest { .. }) => Self::usage(said),
             Error::Store(_) => Self::new(UNAVAILABLE, "store_unavailable", said),
@@ -127,6 +172,13 @@ mod tests {
         assert_eq!(quoted("s:create_task:trello:1557ebfc75da3109"), "s:create_task:trello:1557ebfc75da3109");
         assert_eq!(quoted("a;rm$(x)'"), r"'a;rm$(x)'\'''");
         assert_eq!(quoted("~root"), "'~root'");
+    }
+
+    #[test]
+    fn the_remedy_can_be_run_as_it_stands() {
+        let remedy = |key: &str| remedy(&Key::given(key).unwrap(), " --store sqlite:x.db");
+        assert!(remedy("k").contains("`hapax settle --store sqlite:x.db k --not-happened`"), "{}", remedy("k"));
+        assert!(remedy("-k").contains("`hapax settle --store sqlite:x.db --not-happened -- -k`"), "{}", remedy("-k"));
     }
 
     #[test]

@@ -34,9 +34,14 @@ pub struct OutputJson {
 
 impl Output {
     pub fn to_json(&self) -> OutputJson {
-        let (stdout, stdout_base64) = text_or_base64(&self.stdout);
-        let (stderr, stderr_base64) = text_or_base64(&self.stderr);
-        OutputJson { exit_code: self.exit_code, stdout, stdout_base64, stderr, stderr_base64 }
+        Self::json_of(self.exit_code, &self.stdout, &self.stderr)
+    }
+
+    /// The JSON form of these parts.
+    pub fn json_of(exit_code: u8, stdout: &[u8], stderr: &[u8]) -> OutputJson {
+        let (stdout, stdout_base64) = text_or_base64(stdout);
+        let (stderr, stderr_base64) = text_or_base64(stderr);
+        OutputJson { exit_code, stdout, stdout_base64, stderr, stderr_base64 }
     }
 
     /// Reads a record's JSON, if it is that of a command.

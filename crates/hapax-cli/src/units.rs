@@ -2,6 +2,7 @@
 //! `500ms`, `never`, `4MiB`. The same texts work as flags, in the environment
 //! and in the configuration file.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -54,6 +55,22 @@ impl FromStr for Wait {
     }
 }
 
+/// A time limit: a duration, or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Limit(pub Option<Duration>);
+
+impl FromStr for Limit {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim() == "none" {
+            return Ok(Self(None));
+        }
+        let Span(span) = text.parse().map_err(|e| format!("{e}, or `none`"))?;
+        Ok(Self(Some(span)))
+    }
+}
+
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -85,24 +102,78 @@ macro_rules! from_string {
         }
     )*};
 }
-from_string!(Span, Keep, Wait, Size);
+from_string!(Span, Keep, Wait, Limit, Size);
 
-/// A duration for people: whole milliseconds, `1h 30m`.
+// What a setting shows reads back as the same setting.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&say(self.0))
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Ttl::For(d) => f.write_str(&say(d)),
+            Ttl::Never => f.write_str("never"),
+        }
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            InFlight::Wait(d) => f.write_str(&say(d)),
+            InFlight::Reject => f.write_str("no"),
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.map_or_else(|| "none".into(), say))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n > 0 && n % (1 << 20) == 0 => write!(f, "{}MiB", n >> 20),
+            n if n > 0 && n % (1 << 10) == 0 => write!(f, "{}KiB", n >> 10),
+            n => write!(f, "{n}"),
+        }
+    }
+}
+
+/// A duration in full: `24h`, `1h 30m`, `250ms`. Reads back as the same.
 pub fn say(duration: Duration) -> String {
-    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    humantime::format_duration(Duration::from_millis(millis)).to_string()
+    let mut millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let mut parts = Vec::new();
+    // No unit above the hour: people set `24h` and look for it again.
+    for (unit, size) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+        if millis >= size {
+            parts.push(format!("{}{unit}", millis / size));
+            millis %= size;
+        }
+    }
+    if parts.is_empty() { "0s".into() } else { parts.join(" ") }
 }
 
-/// A duration for progress displays: whole seconds from the first on.
-pub fn say_roughly(duration: Duration) -> String {
-    if duration < Duration::from_secs(1) { say(duration) } else { say(Duration::from_secs(duration.as_secs())) }
+/// A duration at a glance, by its two largest units: `3d 4h`, `12m 5s`, `0s`.
+pub fn glance(duration: Duration) -> String {
+    let secs = duration.as_secs();
+    match secs {
+        0..60 => format!("{secs}s"),
+        60..3_600 => two(secs, 60, "m", 1, "s"),
+        3_600..86_400 => two(secs, 3_600, "h", 60, "m"),
+        _ => two(secs, 86_400, "d", 3_600, "h"),
+    }
 }
 
-/// A time to live for people.
-pub fn say_ttl(ttl: Ttl) -> String {
-    match ttl {
-        Ttl::For(d) => say(d),
-        Ttl::Never => "never".into(),
+fn two(secs: u64, large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
+    match secs % large / small {
+        0 => format!("{}{large_unit}", secs / large),
+        rest => format!("{}{large_unit} {rest}{small_unit}", secs / large),
     }
 }
 
@@ -119,6 +190,30 @@ mod tests {
         for bad in ["", "30", "-1s", "1 fortnight", "99999999999999999999h"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_reads_back() {
+        for text in ["24h", "1h 30m", "250ms", "1m 1s 1ms"] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
+        }
+        for text in ["never", "36h"] {
+            assert_eq!(text.parse::<Keep>().unwrap().to_string(), text);
+        }
+        assert_eq!("no".parse::<Wait>().unwrap().to_string(), "no");
+        assert_eq!("none".parse::<Limit>().unwrap().to_string(), "none");
+        for text in ["4MiB", "3KiB", "1000"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_glance_takes_two_units() {
+        let glance = |secs| glance(Duration::from_secs(secs));
+        assert_eq!(glance(0), "0s");
+        assert_eq!(glance(725), "12m 5s");
+        assert_eq!(glance(7_200), "2h");
+        assert_eq!(glance(3 * 86_400 + 4 * 3_600 + 5), "3d 4h");
     }
 
     #[test]

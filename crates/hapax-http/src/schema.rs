@@ -386,6 +386,8 @@ pub struct ReleaseRequest {
     /// The key.
     #[schema(value_type = String, min_length = 1, max_length = 512, pattern = "^[!-~]+$")]
     pub key: Key,
+    /// No attempt before this one had an effect either: someone has looked.
+    pub every_attempt: Option<bool>,
 }
 
 /// How an attempt ended.

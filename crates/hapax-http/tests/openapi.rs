@@ -19,7 +19,8 @@ fn the_document_that_is_checked_in_is_current() {
 fn it_is_3_1_and_every_answer_of_success_says_what_it_is() {
     let document: serde_json::Value = serde_json::from_str(&hapax_http::openapi::document()).unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
-    let operations = document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values());
+    let operations =
+        document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values());
     let mut count = 0;
     for operation in operations {
         count += 1;

@@ -128,6 +128,12 @@ impl Action {
         }
     }
 
+    /// The key over all params, if it was made already.
+    #[inline]
+    pub(crate) fn known(&self) -> Option<&Identified> {
+        self.identified.get()
+    }
+
     /// The key over all params, made once.
     pub(crate) fn identified(&self) -> Result<Cow<'_, Identified>, Error> {
         if let Some(identified) = self.identified.get() {

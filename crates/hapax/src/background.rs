@@ -48,8 +48,8 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
-    pub(crate) fn add(&self, attempt: AttemptId, key: Key, lease: Duration, live: Arc<AtomicBool>) {
-        self.map.lock().insert(attempt, Lease { key, lease, due: Instant::now() + lease / 3, live });
+    pub(crate) fn add(&self, attempt: AttemptId, key: Key, lease: Duration, now: Instant, live: Arc<AtomicBool>) {
+        self.map.lock().insert(attempt, Lease { key, lease, due: now + lease / 3, live });
     }
 
     pub(crate) fn remove(&self, attempt: AttemptId) {

@@ -67,6 +67,26 @@ pub enum Claimed {
     Replay(Box<Record>),
 }
 
+/// What is known of the attempts before one that took over a key in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// There was none, or a verifier said that it had no effect.
+    Nothing,
+    /// One may have had its effect: the policy said to run again without a look.
+    Doubt,
+}
+
+impl Before {
+    /// How an attempt ends that is known to have had no effect. It speaks for
+    /// itself alone: a doubt before it that nobody has looked into stays.
+    pub(crate) fn without_effect(self, reason: &str) -> End {
+        match self {
+            Self::Nothing => End::Release,
+            Self::Doubt => End::Doubt { reason: format!("{reason}; an attempt before it was in doubt and still is") },
+        }
+    }
+}
+
 /// A live attempt, to be ended by [`complete`](Claim::complete),
 /// [`fail`](Claim::fail), [`release`](Claim::release) or [`doubt`](Claim::doubt).
 /// Its lease is renewed by itself. Dropping it leaves the key in doubt.
@@ -75,6 +95,7 @@ pub struct Claim {
     inner: Arc<Inner>,
     context: Context,
     fingerprint: Fingerprint,
+    before: Before,
     ttl: Ttl,
     started: Instant,
     flight: Option<FlightGuard>,
@@ -102,18 +123,20 @@ pub(crate) enum Recorded {
 }
 
 impl Claim {
-    pub(crate) fn new(inner: Arc<Inner>, identified: &Identified, policy: &Policy, started: Started) -> Self {
-        let Started { attempt, attempts, guard, .. } = started;
+    pub(crate) fn new(inner: Arc<Inner>, identified: &Identified, policy: &Policy, begun: Started) -> Self {
+        let Started { attempt, attempts, before, guard, .. } = begun;
         let key = identified.key.clone();
         let live = Arc::new(AtomicBool::new(true));
-        inner.leases.add(attempt, key.clone(), policy.lease, live.clone());
+        let started = Instant::now();
+        inner.leases.add(attempt, key.clone(), policy.lease, started, live.clone());
         inner.background.wake();
         Self {
             context: Context { key, attempt, attempts, live },
             inner,
             fingerprint: identified.fingerprint,
+            before,
             ttl: policy.ttl,
-            started: Instant::now(),
+            started,
             flight: Some(guard),
             stage: Stage::Running,
         }
@@ -161,9 +184,7 @@ impl Claim {
         if let Some(reason) = self.too_large(&result) {
             return Err(self.not_recorded(reason, crate::Unrecorded::new(result)).await);
         }
-        match self
-            .end(End::Complete { result: result.clone(), ttl: self.ttl, duration: self.started.elapsed() }, |_| ())
-            .await
+        match self.end(End::Complete { result: result.clone(), ttl: self.ttl, duration: self.started.elapsed() }).await
         {
             Recorded::Done => Ok(()),
             Recorded::Lost => Err(self.lost()),
@@ -181,13 +202,16 @@ impl Claim {
         self.simple(end).await
     }
 
-    /// Frees the key: the effect did not happen.
+    /// Frees the key: the effect did not happen. A claim that took over a doubt
+    /// by [`OnDoubt::RunAgain`](crate::OnDoubt::RunAgain) leaves the key in
+    /// doubt, since of the attempt before it nothing is known.
     ///
     /// # Errors
     /// [`Error::LostClaim`]; [`Error::Store`], and the key is in doubt then.
     pub async fn release(mut self) -> Result<(), Error> {
         bump(&self.inner.gauges.failures);
-        self.simple(End::Release).await
+        let end = self.without_effect();
+        self.simple(end).await
     }
 
     /// Leaves the key in doubt: nobody knows whether the effect happened.
@@ -201,11 +225,16 @@ impl Claim {
     }
 
     async fn simple(&mut self, end: End) -> Result<(), Error> {
-        match self.end(end, |_| ()).await {
+        match self.end(end).await {
             Recorded::Done => Ok(()),
             Recorded::Lost => Err(self.lost()),
             Recorded::Failed(e) => Err(e.into()),
         }
+    }
+
+    /// The end of this attempt when it had no effect.
+    pub(crate) fn without_effect(&self) -> End {
+        self.before.without_effect("the action failed without effect")
     }
 
     fn lost(&self) -> Error {
@@ -228,13 +257,13 @@ impl Claim {
         if matches!(self.stage, Stage::Ended) {
             self.carry_through(end);
         } else {
-            let _ = self.end(end, |_| ()).await;
+            let _ = self.end(end).await;
         }
         Error::NotRecorded { key, reason, value }
     }
 
     /// Ends the attempt in the store, then for those who joined.
-    pub(crate) async fn end(&mut self, end: End, enrich: impl FnOnce(&Entry)) -> Recorded {
+    pub(crate) async fn end(&mut self, end: End) -> Recorded {
         let (key, attempt) = (self.context.key.clone(), self.context.attempt);
         let epoch = self.inner.store.epoch();
         self.stage = Stage::Ending(end.clone());
@@ -254,7 +283,6 @@ impl Claim {
                 };
                 tracing::debug!(%key, %attempt, recorded = entry.is_some(), "attempt ended");
                 if let Some(entry) = &entry {
-                    enrich(entry);
                     self.inner.recent.insert(entry.clone());
                     if let Some(flight) = self.flight.take() {
                         flight.finish(FlightEnd::Recorded(entry.clone()));

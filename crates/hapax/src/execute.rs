@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use tracing::Instrument;
 
 use crate::action::Identified;
-use crate::claim::{Claim, Claimed, Context, Recorded};
+use crate::claim::{Before, Claim, Claimed, Context, Recorded};
 use crate::config::{Config, validate_policy};
 use crate::flight::{Entered, FlightEnd, FlightGuard};
 use crate::manager::{Hapax, Inner, fits};
@@ -28,8 +28,8 @@ use crate::recent::Entry;
 use crate::stats::bump;
 use crate::store::{Begin, Begun, End, Liveness, Settled, Settlement};
 use crate::{
-    Action, ActionError, AttemptId, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt, Owner,
-    Policy, Record, State, Timestamp, Unrecorded, Verdict,
+    Action, ActionError, AttemptId, Clock, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt,
+    Owner, Policy, Record, State, SystemClock, Timestamp, Unrecorded, Verdict,
 };
 
 /// A value, and where it came from.
@@ -75,6 +75,7 @@ pub(crate) struct Started {
     pub(crate) attempt: AttemptId,
     pub(crate) attempts: u64,
     pub(crate) started_at: Timestamp,
+    pub(crate) before: Before,
     pub(crate) guard: FlightGuard,
 }
 
@@ -120,13 +121,25 @@ impl Hapax {
         F: FnOnce(Context) -> Fut,
         Fut: Future<Output = Result<T, ActionError>>,
     {
+        if let Some(value) = self.replay(action) {
+            return Ok(Outcome { value, source: Source::Replayed });
+        }
+        // Boxed, so that a replay does not carry the state of everything that it does not do.
+        Box::pin(self.execute_anew(action, run)).await
+    }
+
+    async fn execute_anew<T, F, Fut>(&self, action: &Action, run: F) -> Result<Outcome<T>, Error>
+    where
+        T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static,
+        F: FnOnce(Context) -> Fut,
+        Fut: Future<Output = Result<T, ActionError>>,
+    {
         let identified = self.identify(action)?;
         if let Some(answer) = self.recall(&identified) {
             return answer.map(|value| Outcome { value, source: Source::Replayed });
         }
         let span = tracing::debug_span!("hapax.execute", key = %identified.key, action = action.action_type, target = action.target);
-        // Boxed, so that a replay does not carry the state of everything that it does not do.
-        Box::pin(self.execute_anew(action, identified.into_owned(), run).instrument(span)).await
+        self.execute_identified(action, &identified, run).instrument(span).await
     }
 
     /// The recorded result of an action, if it is among those remembered in this
@@ -144,10 +157,10 @@ impl Hapax {
         self.recall(&identified)
     }
 
-    async fn execute_anew<T, F, Fut>(
+    async fn execute_identified<T, F, Fut>(
         &self,
         action: &Action,
-        identified: Identified,
+        identified: &Identified,
         run: F,
     ) -> Result<Outcome<T>, Error>
     where
@@ -156,10 +169,10 @@ impl Hapax {
         Fut: Future<Output = Result<T, ActionError>>,
     {
         let policy = self.policy_of(action)?;
-        match self.acquire(action, &identified, &policy, &Holder::here(&self.inner)).await? {
+        match self.acquire(action, identified, &policy, &Holder::here(&self.inner)).await? {
             Acquired::Entry(entry) => entry.value().map(|value| Outcome { value, source: Source::Replayed }),
             Acquired::Started(started) => {
-                let claim = Claim::new(self.inner.clone(), &identified, &policy, started);
+                let claim = Claim::new(self.inner.clone(), identified, &policy, started);
                 run_claimed(claim, &policy, run).await.map(|value| Outcome { value, source: Source::Executed })
             }
         }
@@ -229,8 +242,24 @@ impl Hapax {
         Ok(policy)
     }
 
+    /// The result of an action that has its key already, when it is remembered as a `T`: what nearly
+    /// every replay is. It answers with the value alone, since moving a `Result` with the large `Error`
+    /// from hand to hand costs as much as looking the value up. Whatever else it may be is `recall`'s.
+    #[inline(always)]
+    fn replay<T>(&self, action: &Action) -> Option<T>
+    where
+        T: Clone + Send + Sync + 'static,
+    {
+        let inner = &*self.inner;
+        if action.policy.identity.is_some() || inner.identity_varies.load(Ordering::Relaxed) {
+            return None;
+        }
+        let identified = action.known()?;
+        let epoch = inner.store.epoch()?;
+        inner.recent.replay(identified, epoch, || inner.coarse_now())
+    }
+
     /// The answer from the memory of recent results, if it may be trusted.
-    #[inline]
     fn recall<T>(&self, identified: &Identified) -> Option<Result<T, Error>>
     where
         T: DeserializeOwned + Clone + Send + Sync + 'static,
@@ -276,8 +305,7 @@ impl Hapax {
             if inner.is_closing() {
                 return Err(Error::ShuttingDown);
             }
-            let now = || Timestamp::from_millis(crate::Clock::now(&crate::SystemClock).as_millis());
-            let flight = match inner.flights.enter(&identified.key, identified.fingerprint, now) {
+            let flight = match inner.flights.enter(&identified.key, identified.fingerprint, began) {
                 Entered::Lead(guard) => return lead(inner, action, identified, policy, holder, guard, began).await,
                 Entered::Join(flight) => flight,
             };
@@ -289,7 +317,7 @@ impl Hapax {
                 Error::InFlight {
                     key: identified.key.clone(),
                     owner: (*inner.owner).clone(),
-                    since: flight.since,
+                    since: SystemClock.now().minus(flight.since.elapsed()),
                     waited,
                 }
             };
@@ -327,17 +355,19 @@ async fn lead(
     began: Instant,
 ) -> Result<Acquired, Error> {
     let config = inner.config.read().clone();
-    let mut take_over = holder.take_over;
+    // What a holder elsewhere knows of the doubt it takes over, it says when it ends.
+    let mut take_over = holder.take_over.map(|attempt| (attempt, Before::Doubt));
     let mut waited = false;
     loop {
         let epoch = inner.store.epoch();
         inner.arrive(config.max_in_flight)?;
-        let begin = begin_of(inner, &config, action, identified, policy, holder, take_over);
+        let begin = begin_of(inner, &config, action, identified, policy, holder, take_over.map(|(attempt, _)| attempt));
         let attempt = begin.attempt;
+        let before = take_over.map_or(Before::Nothing, |(_, before)| before);
         // An attempt whose id the holder knows is the holder's to end, even if this call is dropped:
         // it may have been told of it by another.
         let may_have_begun = holder.attempt != Some(attempt);
-        let place = Place { inner, identified, attempt, held: true, may_have_begun };
+        let place = Place { inner, identified, attempt, before, held: true, may_have_begun };
         let record = match inner.store.begin(begin).await {
             Err(error) => {
                 // After a lost answer it is not sure whether it began; that nothing ran is.
@@ -352,7 +382,9 @@ async fn lead(
                 inner.count_start(take_over.is_none(), expired, evicted);
                 tracing::debug!(key = %identified.key, %attempt, attempts, "attempt began");
                 place.hand_over();
-                return Ok(Acquired::Started(Started { attempt, attempts, started_at, guard }));
+                // A key that was settled or released meanwhile holds no doubt any more.
+                let before = if attempts > 1 { before } else { Before::Nothing };
+                return Ok(Acquired::Started(Started { attempt, attempts, started_at, before, guard }));
             }
             Ok(Begun::Exists(record)) => {
                 place.nothing_began();
@@ -374,7 +406,8 @@ async fn lead(
                 // The holder asks again: the answer to its first request was lost on the way.
                 inner.arrive(config.max_in_flight)?;
                 let (attempt, attempts, started_at) = (record.attempt_id, record.attempts, record.started_at);
-                return Ok(Acquired::Started(Started { attempt, attempts, started_at, guard }));
+                let before = if attempts > 1 { Before::Doubt } else { Before::Nothing };
+                return Ok(Acquired::Started(Started { attempt, attempts, started_at, before, guard }));
             }
             State::InProgress => {
                 if let InFlight::Wait(_) = policy.in_flight
@@ -391,7 +424,7 @@ async fn lead(
                     guard.finish(FlightEnd::Recorded(entry.clone()));
                     return Ok(Acquired::Entry(entry));
                 }
-                Resolved::TakeOver(attempt) => take_over = Some(attempt),
+                Resolved::TakeOver(attempt, before) => take_over = Some((attempt, before)),
                 Resolved::Look => take_over = None,
             },
         }
@@ -428,11 +461,12 @@ fn begin_of(
 }
 
 /// A place among the attempts in flight while `begin` is under way. Dropped by
-/// a cancelled caller it frees the key: whatever began, nothing ran.
+/// a cancelled caller it puts the key back to what it was: whatever began, nothing ran.
 struct Place<'a> {
     inner: &'a Arc<Inner>,
     identified: &'a Identified,
     attempt: AttemptId,
+    before: Before,
     held: bool,
     may_have_begun: bool,
 }
@@ -458,9 +492,10 @@ impl Drop for Place<'_> {
         if self.may_have_begun {
             let (store, namespace) = (self.inner.store.clone(), self.inner.namespace.clone());
             let (key, attempt) = (self.identified.key.clone(), self.attempt);
+            let end = self.before.without_effect("the call that took over went away before the action ran");
             self.inner.background.spawn(async move {
                 // At worst the attempt stays and its lease lapses into doubt: never a second run.
-                let _ = store.end(namespace, key, attempt, End::Release).await;
+                let _ = store.end(namespace, key, attempt, end).await;
             });
         }
     }
@@ -500,7 +535,7 @@ async fn wait_for(
 
 enum Resolved {
     Recorded(Box<Record>),
-    TakeOver(AttemptId),
+    TakeOver(AttemptId, Before),
     Look,
 }
 
@@ -511,7 +546,7 @@ async fn resolve(inner: &Inner, config: &Config, policy: &Policy, mut record: Bo
             bump(&inner.gauges.turned_away);
             return Err(Error::InDoubt { record });
         }
-        OnDoubt::RunAgain => return Ok(Resolved::TakeOver(record.attempt_id)),
+        OnDoubt::RunAgain => return Ok(Resolved::TakeOver(record.attempt_id, Before::Doubt)),
         OnDoubt::Verify(verifier) => verifier,
     };
     let (key, attempt) = (record.key.clone(), record.attempt_id);
@@ -545,7 +580,7 @@ async fn resolve(inner: &Inner, config: &Config, policy: &Policy, mut record: Bo
                 Settled::Done(None) | Settled::NotInDoubt(_) => Ok(Resolved::Look),
             }
         }
-        Verdict::NotHappened => Ok(Resolved::TakeOver(attempt)),
+        Verdict::NotHappened => Ok(Resolved::TakeOver(attempt, Before::Nothing)),
         Verdict::Unknown => {
             bump(&inner.gauges.turned_away);
             Err(Error::InDoubt { record })
@@ -597,7 +632,7 @@ where
         return Err(claim.not_recorded(reason, Unrecorded::new(value)).await);
     }
     let end = End::Complete { result: json, ttl: claim.ttl(), duration: claim.elapsed() };
-    match claim.end(end, |entry| entry.set_typed(back.clone())).await {
+    match claim.end(end).await {
         Recorded::Done => Ok(back),
         Recorded::Lost => Err(Error::LostClaim {
             key: claim.key().clone(),
@@ -614,11 +649,11 @@ async fn record_error(mut claim: Claim, policy: &Policy, error: ActionError) -> 
     let key = claim.key().clone();
     claim.count_failure();
     let end = match class {
-        ErrorClass::Retryable => End::Release,
+        ErrorClass::Retryable => claim.without_effect(),
         ErrorClass::Permanent => End::Fail { error: error.to_string(), ttl: claim.ttl(), duration: claim.elapsed() },
         ErrorClass::Unknown => End::Doubt { reason: error.to_string() },
     };
-    match claim.end(end.clone(), |_| ()).await {
+    match claim.end(end.clone()).await {
         Recorded::Done => {
             if class == ErrorClass::Retryable {
                 claim.tell_released(&error);

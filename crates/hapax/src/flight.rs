@@ -8,7 +8,7 @@
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::recent::Entry;
 use crate::store::StoreError;
-use crate::{ActionError, Fingerprint, Key, Timestamp};
+use crate::{ActionError, Fingerprint, Key};
 
 /// A hasher for keys, which bring their hash with them.
 #[derive(Clone, Copy, Default)]
@@ -66,8 +66,8 @@ pub(crate) enum FlightEnd {
 #[derive(Debug)]
 pub(crate) struct Flight {
     pub(crate) fingerprint: Fingerprint,
-    /// What joiners say of the holder when they stop waiting.
-    pub(crate) since: Timestamp,
+    /// When it began: what joiners say of the holder when they stop waiting.
+    pub(crate) since: Instant,
     // A short critical section that never awaits: a plain lock is right.
     end: Mutex<Option<FlightEnd>>,
     notify: Notify,
@@ -120,19 +120,13 @@ impl Flights {
         self.shards.get((hash_of(key) >> 32) as usize % SHARDS)
     }
 
-    pub(crate) fn enter(
-        self: &Arc<Self>,
-        key: &Key,
-        fingerprint: Fingerprint,
-        now: impl FnOnce() -> Timestamp,
-    ) -> Entered {
+    pub(crate) fn enter(self: &Arc<Self>, key: &Key, fingerprint: Fingerprint, now: Instant) -> Entered {
         let Some(shard) = self.shard(key) else { unreachable!("the shard number is taken modulo their count") };
         let mut shard = shard.lock();
-        match shard.entry(key.clone()) {
-            hashbrown::hash_map::Entry::Occupied(there) => Entered::Join(there.get().clone()),
-            hashbrown::hash_map::Entry::Vacant(place) => {
-                let flight =
-                    Arc::new(Flight { fingerprint, since: now(), end: Mutex::new(None), notify: Notify::new() });
+        match shard.entry_ref(key) {
+            hashbrown::hash_map::EntryRef::Occupied(there) => Entered::Join(there.get().clone()),
+            hashbrown::hash_map::EntryRef::Vacant(place) => {
+                let flight = Arc::new(Flight { fingerprint, since: now, end: Mutex::new(None), notify: Notify::new() });
                 place.insert(flight.clone());
                 Entered::Lead(FlightGuard { flights: self.clone(), key: key.clone(), flight, end: None })
             }

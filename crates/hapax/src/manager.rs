@@ -218,21 +218,38 @@ impl Hapax {
         }
     }
 
-    /// Says what became of a key in doubt. The answer counts from now on: a
-    /// late attempt that comes back is told that it lost its claim.
+    /// Says what became of a key in doubt, whichever attempt left it so. The
+    /// answer counts from now on: a late attempt that comes back is told that it
+    /// lost its claim.
+    ///
+    /// Between your look at the target and this call, the key may have been
+    /// settled by another, run again and come into doubt anew: where several
+    /// may settle, or callers take over, name the attempt that you looked into
+    /// by [`settle_attempt`](Self::settle_attempt).
     ///
     /// # Errors
     /// [`Error::WrongState`] when the key is not in doubt; [`Error::Store`].
     pub async fn settle(&self, key: &Key, settlement: Settlement) -> Result<Option<Record>, Error> {
-        self.settle_attempt(key, None, settlement).await
+        self.settle_doubt(key, None, settlement).await
     }
 
-    /// As [`settle`](Self::settle), but only if the key is in doubt by the
-    /// attempt that was looked at: a later one is another doubt.
+    /// Says what became of the attempt that left a key in doubt, as
+    /// [`settle`](Self::settle) does, and changes nothing when it is in doubt by
+    /// another attempt by now.
     ///
     /// # Errors
-    /// As [`settle`](Self::settle).
+    /// [`Error::LostClaim`] when it is in doubt by another attempt;
+    /// [`Error::WrongState`] when it is not in doubt; [`Error::Store`].
     pub async fn settle_attempt(
+        &self,
+        key: &Key,
+        attempt: AttemptId,
+        settlement: Settlement,
+    ) -> Result<Option<Record>, Error> {
+        self.settle_doubt(key, Some(attempt), settlement).await
+    }
+
+    async fn settle_doubt(
         &self,
         key: &Key,
         attempt: Option<AttemptId>,
@@ -254,16 +271,20 @@ impl Hapax {
                 tracing::info!(%key, "settled");
                 Ok(record.map(|r| *r))
             }
-            Settled::NotInDoubt(record) => Err(Error::WrongState {
-                key: key.clone(),
-                state: record.as_ref().map(|r| r.state),
-                remedy: match record.map(|r| r.state) {
-                    None => "there is nothing to settle; it will run when it is next called for",
-                    Some(State::InProgress) => "its attempt is alive; wait for it to end",
-                    Some(State::InDoubt) => "it is in doubt by another attempt than the one named; look again",
-                    Some(_) => "it is settled already; clear it first if it must run again",
-                },
-            }),
+            Settled::NotInDoubt(record) => match (record, attempt) {
+                (Some(record), Some(attempt)) if record.state == State::InDoubt => {
+                    Err(Error::LostClaim { key: record.key, attempt, value: None })
+                }
+                (record, _) => Err(Error::WrongState {
+                    key: key.clone(),
+                    state: record.as_ref().map(|r| r.state),
+                    remedy: match record.map(|r| r.state) {
+                        None => "there is nothing to settle; it will run when it is next called for",
+                        Some(State::InProgress) => "its attempt is alive; wait for it to end",
+                        Some(_) => "it is settled already; clear it first if it must run again",
+                    },
+                }),
+            },
         }
     }
 

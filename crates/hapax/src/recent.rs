@@ -16,7 +16,9 @@ use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 
+use crate::action::Identified;
 use crate::flight::{KeyHash, hash_of};
+use crate::manager::fits;
 use crate::{Error, Fingerprint, Json, Key, Timestamp};
 
 /// A recorded answer.
@@ -66,9 +68,15 @@ impl Entry {
         let _ = self.typed.set(Box::new(value));
     }
 
+    /// The result, if it was asked for as this type before.
+    #[inline]
+    pub(crate) fn typed<T: Any>(&self) -> Option<&T> {
+        self.typed.get()?.downcast_ref()
+    }
+
     /// The value, or the recorded error.
     pub(crate) fn value<T: DeserializeOwned + Clone + Send + Sync + 'static>(&self) -> Result<T, Error> {
-        if let Some(value) = self.typed.get().and_then(|v| v.downcast_ref::<T>()) {
+        if let Some(value) = self.typed::<T>() {
             return Ok(value.clone());
         }
         match &self.answer {
@@ -88,7 +96,12 @@ impl Entry {
     }
 }
 
-const SHARDS: usize = 16;
+const SHARDS: usize = 32;
+
+/// Aligned, so that no two locks share a cache line (or the pair of them that is fetched together).
+#[derive(Default)]
+#[repr(align(128))]
+struct Lock(RwLock<Shard>);
 
 #[derive(Default)]
 struct Shard {
@@ -98,7 +111,7 @@ struct Shard {
 }
 
 pub(crate) struct Recent {
-    shards: Box<[RwLock<Shard>]>,
+    shards: Box<[Lock]>,
     per_shard: usize,
     /// Set by a hit, so that an idle flush need not look through the entries.
     dirty: AtomicBool,
@@ -121,7 +134,7 @@ const MAX_ORPHANS: usize = 100_000;
 impl Recent {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| RwLock::new(Shard::default())).collect(),
+            shards: (0..SHARDS).map(|_| Lock::default()).collect(),
             per_shard: capacity.div_ceil(SHARDS),
             dirty: AtomicBool::new(false),
             orphans: Mutex::new(Vec::new()),
@@ -129,11 +142,10 @@ impl Recent {
     }
 
     fn shard(&self, key: &Key) -> Option<&RwLock<Shard>> {
-        self.shards.get((hash_of(key) >> 40) as usize % SHARDS)
+        self.shards.get((hash_of(key) >> 40) as usize % SHARDS).map(|lock| &lock.0)
     }
 
     /// Does `f` with the entry if it may still answer.
-    #[inline]
     pub(crate) fn with<R>(
         &self,
         key: &Key,
@@ -147,6 +159,27 @@ impl Recent {
             return None;
         }
         Some(f(entry))
+    }
+
+    /// The result of an entry that may still answer, as the type that was last asked for; counted. The
+    /// same as [`with`](Self::with), written out: through a closure, the value is moved twice more.
+    #[inline(always)]
+    pub(crate) fn replay<T>(&self, identified: &Identified, epoch: u64, now: impl FnOnce() -> Timestamp) -> Option<T>
+    where
+        T: Clone + Any,
+    {
+        let shard = self.shard(&identified.key)?.read();
+        let entry = shard.map.get(&identified.key)?;
+        if entry.epoch != Some(epoch)
+            || entry.until.is_some_and(|until| now() >= until)
+            || !fits(&entry.fingerprint, &identified.fingerprint)
+        {
+            return None;
+        }
+        let value = entry.typed::<T>()?;
+        self.hit(entry);
+        tracing::trace!(key = %identified.key, "replayed from memory");
+        Some(value.clone())
     }
 
     /// Counts a call answered from `entry`.
@@ -213,7 +246,7 @@ impl Recent {
             add(&key, count, duration_ms);
         }
         for lock in &self.shards {
-            for entry in lock.read().map.values() {
+            for entry in lock.0.read().map.values() {
                 let count = entry.presented.swap(0, Ordering::Relaxed);
                 if count > 0 {
                     add(&entry.key, count, entry.duration_ms);
@@ -224,6 +257,6 @@ impl Recent {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|s| s.read().map.len()).sum()
+        self.shards.iter().map(|s| s.0.read().map.len()).sum()
     }
 }

@@ -4,6 +4,7 @@
 //! Their JSON form (camelCase, RFC 3339 times) is the same on every face of
 //! hapax: the library, the command line and HTTP.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +14,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{Fingerprint, Key, Timestamp};
+
+/// The most bytes that a thread keeps for writing the next text.
+const BUFFER_KEPT: usize = 16 * 1024;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A valid JSON text, cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
@@ -24,7 +32,22 @@ impl Json {
     /// # Errors
     /// When `value` has no JSON form, such as a map with keys that are not strings.
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
-        serde_json::to_string(value).map(|text| Self(text.into()))
+        // Written into a buffer that has grown already, so that the text is allocated once, at its size.
+        let written = BUFFER.try_with(|buffer| {
+            // In use when a value's own serialisation comes here.
+            let mut buffer = buffer.try_borrow_mut().ok()?;
+            buffer.clear();
+            let text = serde_json::to_writer(&mut *buffer, value).and_then(|()| {
+                let text = std::str::from_utf8(&buffer).map_err(serde::ser::Error::custom)?;
+                Ok(Self(text.into()))
+            });
+            buffer.shrink_to(BUFFER_KEPT);
+            Some(text)
+        });
+        match written {
+            Ok(Some(json)) => json,
+            Ok(None) | Err(_) => serde_json::to_string(value).map(|text| Self(text.into())),
+        }
     }
 
     /// Takes a text that is one JSON value.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tracing::Instrument;
 
 use crate::action::Identified;
+use crate::claim::Before;
 use crate::config::validate_policy;
 use crate::execute::{Acquired, Holder};
 use crate::recent::{Answer, Entry};
@@ -140,8 +141,11 @@ pub enum RemoteEnd {
         /// As above.
         duration: Option<Duration>,
     },
-    /// Without effect: the key is free.
+    /// Without effect: the key is free. It speaks for this attempt alone: after
+    /// a take-over the doubt before it stays.
     Release,
+    /// Without effect, and so was every attempt before it: someone has looked.
+    ReleaseAll,
     /// Nobody knows how: the key is in doubt.
     Doubt {
         /// Why.
@@ -156,6 +160,8 @@ pub struct RemoteEnded {
     pub at: Timestamp,
     /// When the result or error expires.
     pub expires_at: Option<Timestamp>,
+    /// The key's state from now on; `None` when it is free.
+    pub state: Option<State>,
     /// How long the action took, for a result or an error.
     pub duration: Option<Duration>,
 }
@@ -269,7 +275,8 @@ impl Hapax {
         }
         let (namespace, epoch) = (inner.namespace.clone(), inner.store.epoch());
         let (end, fingerprint) = match end {
-            RemoteEnd::Release => (End::Release, None),
+            RemoteEnd::Release => (self.without_effect(key, attempt).await?, None),
+            RemoteEnd::ReleaseAll => (End::Release, None),
             RemoteEnd::Doubt { reason } => (End::Doubt { reason }, None),
             RemoteEnd::Complete { result, ttl, duration } => {
                 let (fingerprint, ttl, duration) = self.terms(key, attempt, ttl, duration).await?;
@@ -285,6 +292,12 @@ impl Hapax {
             End::Fail { error, duration, .. } => Some((Answer::Failure(error.clone()), *duration)),
             End::Release | End::Doubt { .. } => None,
         };
+        let state = match &end {
+            End::Complete { .. } => Some(State::Completed),
+            End::Fail { .. } => Some(State::Failed),
+            End::Doubt { .. } => Some(State::InDoubt),
+            End::Release => None,
+        };
         inner.background.wake();
         match inner.store.end(namespace, key.clone(), attempt, end).await? {
             Ended::Done { at, expires_at } => {
@@ -297,10 +310,18 @@ impl Hapax {
                     entry.until = inner.until(at, expires_at);
                     inner.recent.insert(Arc::new(entry));
                 }
-                Ok(RemoteEnded { at, expires_at, duration })
+                Ok(RemoteEnded { at, expires_at, state, duration })
             }
             Ended::Lost(_) => Err(self.lost(key, attempt, None)),
         }
+    }
+
+    /// How an attempt ends that had no effect; see [`Before`].
+    async fn without_effect(&self, key: &Key, attempt: AttemptId) -> Result<End, Error> {
+        let record = self.record(key).await?.filter(|r| r.attempt_id == attempt);
+        let record = record.ok_or_else(|| self.lost(key, attempt, None))?;
+        let before = if record.attempts > 1 { Before::Doubt } else { Before::Nothing };
+        Ok(before.without_effect("the action failed without effect"))
     }
 
     /// What the record under the key adds to an attempt's end: its fingerprint,

@@ -44,6 +44,12 @@ impl Timestamp {
         Self::from_millis(self.0.saturating_add(add))
     }
 
+    /// This instant less `duration`, in whole milliseconds.
+    pub(crate) fn minus(self, duration: Duration) -> Self {
+        let less = i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self::from_millis(self.0.saturating_sub(less))
+    }
+
     /// How long after `earlier` this is; zero when it is not.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

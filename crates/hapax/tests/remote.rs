@@ -89,6 +89,11 @@ async fn who_takes_over_its_own_doubt_gets_a_new_attempt() {
     let second = begin(&hapax, &RemoteCall::new(rerun).attempt(id)).await;
     assert_ne!(second.attempt, id);
     assert_eq!(second.attempts, 2);
+    // It speaks for itself alone: the doubt before it stays, until someone has looked.
+    let released = hapax.end_remote(&second.key, second.attempt, RemoteEnd::Release).await.unwrap();
+    assert_eq!(released.state, Some(State::InDoubt));
+    let freed = hapax.end_remote(&second.key, second.attempt, RemoteEnd::ReleaseAll).await.unwrap();
+    assert_eq!(freed.state, None);
     let stale = hapax.end_remote(&second.key, id, RemoteEnd::Release).await.unwrap_err();
     assert!(matches!(stale, Error::LostClaim { .. }), "{stale}");
 }

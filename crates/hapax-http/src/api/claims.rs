@@ -268,7 +268,8 @@ async fn fail(
 
 /// Free the key of an attempt
 ///
-/// For an attempt whose effect did not happen and will not: the action runs when it is next called for.
+/// For an attempt whose effect did not happen and will not: the action runs when it is next called for. After a
+/// take-over the doubt before it stays, unless `everyAttempt` says that someone has looked.
 #[utoipa::path(
     post, path = "/v1/claims/{attemptId}/release", tag = "claims", request_body = ReleaseRequest,
     operation_id = "release", params(AttemptPath),
@@ -280,23 +281,21 @@ async fn release(
     Attempt(attempt): Attempt,
     Body(request): Body<ReleaseRequest>,
 ) -> Result<Response, Problem> {
-    ended(&app, &tenant, request.key, attempt, RemoteEnd::Release).await
+    let end = if request.every_attempt == Some(true) { RemoteEnd::ReleaseAll } else { RemoteEnd::Release };
+    ended(&app, &tenant, request.key, attempt, end).await
 }
 
 async fn ended(app: &App, tenant: &Tenant, key: Key, attempt: AttemptId, end: RemoteEnd) -> Result<Response, Problem> {
-    let state = match &end {
-        RemoteEnd::Complete { .. } => Some(KeyState::Completed),
-        RemoteEnd::Fail { .. } => Some(KeyState::Failed),
-        RemoteEnd::Release => None,
-        RemoteEnd::Doubt { .. } => Some(KeyState::InDoubt),
-    };
     let ended = tenant.hapax.end_remote(&key, attempt, end).await;
     tenant.touch(&key);
     let ended = ended?;
     if let Some(duration) = ended.duration {
         app.metrics().action(duration);
     }
-    Ok(json_response(StatusCode::OK, &EndedAnswer { key, state, at: ended.at, expires_at: ended.expires_at }))
+    Ok(json_response(
+        StatusCode::OK,
+        &EndedAnswer { key, state: ended.state, at: ended.at, expires_at: ended.expires_at },
+    ))
 }
 
 /// The attempt in the path.

@@ -280,7 +280,10 @@ async fn settle(
     {
         return Err(Problem::new(Kind::BadRequest, "ttl is zero: give a duration or `never`").key(&key));
     }
-    let record = tenant.hapax.settle_attempt(&key, request.attempt_id, settlement).await?;
+    let record = match request.attempt_id {
+        Some(attempt) => tenant.hapax.settle_attempt(&key, attempt, settlement).await?,
+        None => tenant.hapax.settle(&key, settlement).await?,
+    };
     tenant.touch(&key);
     Ok(json_response(StatusCode::OK, &SettledAnswer { key, record }))
 }

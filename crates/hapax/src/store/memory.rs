@@ -21,7 +21,7 @@ use super::{
     Settled, Settlement, Store, StoreError, StoreFuture,
 };
 use crate::flight::KeyHash;
-use crate::{AttemptId, Clock, Key, Record, State, SystemClock, Timestamp};
+use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, SystemClock, Timestamp};
 
 /// The most records that a store without a given limit keeps.
 const DEFAULT_MAX_ENTRIES: u64 = 10_000;
@@ -59,13 +59,67 @@ struct Place {
 
 #[derive(Debug, Default)]
 struct Space {
-    rows: HashMap<Key, Row, KeyHash>,
+    // Boxed: a table that grows moves its rows.
+    rows: HashMap<Key, Box<Row>, KeyHash>,
     counters: Counters,
+}
+
+/// A record as it is kept: a [`Record`] whose namespace and owner are shared by all that have the same,
+/// so that a record costs few allocations.
+#[derive(Debug)]
+struct Kept {
+    key: Key,
+    namespace: Arc<str>,
+    signal_id: Option<String>,
+    action_type: String,
+    target: String,
+    params: Option<Json>,
+    fingerprint: Fingerprint,
+    state: State,
+    result: Option<Json>,
+    error: Option<String>,
+    attempt_id: AttemptId,
+    attempts: u64,
+    attempt_count: u64,
+    started_at: Timestamp,
+    executed_at: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    lease_until: Option<Timestamp>,
+    duration_ms: Option<u64>,
+    owner: Arc<Owner>,
+    tags: BTreeMap<String, String>,
+}
+
+impl Kept {
+    fn to_record(&self) -> Record {
+        Record {
+            key: self.key.clone(),
+            namespace: self.namespace.to_string(),
+            signal_id: self.signal_id.clone(),
+            action_type: self.action_type.clone(),
+            target: self.target.clone(),
+            params: self.params.clone(),
+            fingerprint: self.fingerprint,
+            state: self.state,
+            result: self.result.clone(),
+            error: self.error.clone(),
+            attempt_id: self.attempt_id,
+            attempts: self.attempts,
+            attempt_count: self.attempt_count,
+            started_at: self.started_at,
+            executed_at: self.executed_at,
+            expires_at: self.expires_at,
+            lease_until: self.lease_until,
+            duration_ms: self.duration_ms,
+            owner: (*self.owner).clone(),
+            tags: self.tags.clone(),
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Row {
-    record: Record,
+    record: Kept,
     sequence: u64,
     /// The steady time at which the lease lapses.
     lease_steady: i64,
@@ -177,27 +231,28 @@ impl MemoryStore {
 
 impl Data {
     fn space(&mut self, namespace: &Arc<str>) -> &mut Space {
-        self.spaces.entry(namespace.clone()).or_default()
+        self.spaces.entry_ref(namespace).or_default()
     }
 
     /// The row under a key, brought up to date; an expired one is gone.
     fn row(&mut self, namespace: &Arc<str>, key: &Key, now: Now) -> Option<&mut Row> {
-        let expired = self.spaces.get(&**namespace)?.rows.get(key)?.is_expired(now);
-        if expired {
-            self.remove(namespace, key);
+        let rows = &mut self.spaces.get_mut(&**namespace)?.rows;
+        if rows.get(key)?.is_expired(now) {
+            rows.remove(key);
+            self.len -= 1;
             return None;
         }
-        let row = self.spaces.get_mut(&**namespace)?.rows.get_mut(key)?;
+        let row = rows.get_mut(key)?;
         row.settle_lapse(now);
         Some(row)
     }
 
-    fn insert(&mut self, record: Record, namespace: Arc<str>, lease_steady: i64) {
+    fn insert(&mut self, record: Kept, lease_steady: i64) {
         self.sequence += 1;
         let sequence = self.sequence;
-        let key = record.key.clone();
+        let (key, namespace) = (record.key.clone(), record.namespace.clone());
         self.order.push_back(Place { sequence, namespace: namespace.clone(), key: key.clone() });
-        self.space(&namespace).rows.insert(key, Row { record, sequence, lease_steady });
+        self.space(&namespace).rows.insert(key, Box::new(Row { record, sequence, lease_steady }));
         self.len += 1;
         if self.order.len() > 2 * self.len + 1024 {
             let spaces = &self.spaces;
@@ -205,7 +260,7 @@ impl Data {
         }
     }
 
-    fn remove(&mut self, namespace: &Arc<str>, key: &Key) -> Option<Row> {
+    fn remove(&mut self, namespace: &Arc<str>, key: &Key) -> Option<Box<Row>> {
         let row = self.spaces.get_mut(&**namespace)?.rows.remove(key)?;
         self.len -= 1;
         Some(row)
@@ -258,15 +313,15 @@ impl Data {
 
 /// The row at a place; none when the place is stale.
 fn row_at<'a>(spaces: &'a Spaces, place: &Place) -> Option<&'a Row> {
-    spaces.get(&*place.namespace)?.rows.get(&place.key).filter(|row| row.sequence == place.sequence)
+    spaces.get(&*place.namespace)?.rows.get(&place.key).map(|row| &**row).filter(|row| row.sequence == place.sequence)
 }
 
 type Spaces = HashMap<Arc<str>, Space, foldhash::fast::RandomState>;
 
-fn fresh(begin: Begin, now: Now) -> Record {
-    Record {
+fn fresh(begin: Begin, now: Now) -> Kept {
+    Kept {
         key: begin.key,
-        namespace: begin.namespace.to_string(),
+        namespace: begin.namespace,
         signal_id: begin.signal_id,
         action_type: begin.action_type,
         target: begin.target,
@@ -283,12 +338,12 @@ fn fresh(begin: Begin, now: Now) -> Record {
         expires_at: None,
         lease_until: Some(now.wall.plus(begin.lease)),
         duration_ms: None,
-        owner: (*begin.owner).clone(),
+        owner: begin.owner,
         tags: begin.tags,
     }
 }
 
-fn fits(record: &Record, filter: &Filter, now: Now) -> bool {
+fn fits(record: &Kept, filter: &Filter, now: Now) -> bool {
     filter.action_type.as_ref().is_none_or(|a| *a == record.action_type)
         && filter.target.as_ref().is_none_or(|t| *t == record.target)
         && filter.signal_id.as_ref().is_none_or(|s| record.signal_id.as_ref() == Some(s))
@@ -323,7 +378,7 @@ impl Store for MemoryStore {
             if let Some(row) = data.row(&begin.namespace, &begin.key, now) {
                 let record = &mut row.record;
                 if record.state != State::InDoubt || begin.take_over != Some(record.attempt_id) {
-                    return Ok(Begun::Exists(Box::new(record.clone())));
+                    return Ok(Begun::Exists(Box::new(record.to_record())));
                 }
                 record.state = State::InProgress;
                 record.error = None;
@@ -332,14 +387,13 @@ impl Store for MemoryStore {
                 record.attempt_count += 1;
                 record.started_at = now.wall;
                 record.lease_until = Some(now.wall.plus(begin.lease));
-                record.owner = (*begin.owner).clone();
+                record.owner = begin.owner;
                 let attempts = record.attempts;
                 row.lease_steady = lease_steady;
                 return Ok(Begun::Started { attempts, started_at: now.wall, expired: 0, evicted: 0 });
             }
             let (expired, evicted) = self.make_room(data, now, begin.capacity)?;
-            let namespace = begin.namespace.clone();
-            data.insert(fresh(begin, now), namespace, lease_steady);
+            data.insert(fresh(begin, now), lease_steady);
             Ok(Begun::Started { attempts: 1, started_at: now.wall, expired, evicted })
         })
     }
@@ -425,7 +479,7 @@ impl Store for MemoryStore {
             let Some(row) = data.row(&namespace, &key, now) else { return Ok(Settled::NotInDoubt(None)) };
             let record = &mut row.record;
             if record.state != State::InDoubt || attempt.is_some_and(|a| a != record.attempt_id) {
-                return Ok(Settled::NotInDoubt(Some(Box::new(record.clone()))));
+                return Ok(Settled::NotInDoubt(Some(Box::new(record.to_record()))));
             }
             match settlement {
                 Settlement::NotHappened => {
@@ -440,7 +494,7 @@ impl Store for MemoryStore {
                     record.expires_at = ttl.expires_at(now.wall);
                     // The settlement fences off the attempt: its late answer must not count.
                     record.attempt_id = AttemptId::new();
-                    let record = Box::new(record.clone());
+                    let record = Box::new(record.to_record());
                     data.expires(record.expires_at);
                     Ok(Settled::Done(Some(record)))
                 }
@@ -455,7 +509,7 @@ impl Store for MemoryStore {
             if let Some(row) = data.row(&mark.namespace, &mark.key, now) {
                 let record = &mut row.record;
                 if record.state != State::InDoubt {
-                    return Ok(Marked::Exists(Box::new(record.clone())));
+                    return Ok(Marked::Exists(Box::new(record.to_record())));
                 }
                 record.state = State::Completed;
                 record.result = Some(mark.result);
@@ -463,14 +517,14 @@ impl Store for MemoryStore {
                 record.attempt_id = mark.attempt;
                 record.executed_at = Some(now.wall);
                 record.expires_at = mark.ttl.expires_at(now.wall);
-                let record = Box::new(record.clone());
+                let record = Box::new(record.to_record());
                 data.expires(record.expires_at);
                 return Ok(Marked::Recorded(record));
             }
             self.make_room(data, now, mark.capacity)?;
-            let record = Record {
+            let kept = Kept {
                 key: mark.key,
-                namespace: mark.namespace.to_string(),
+                namespace: mark.namespace,
                 signal_id: mark.signal_id,
                 action_type: mark.action_type,
                 target: mark.target,
@@ -487,10 +541,11 @@ impl Store for MemoryStore {
                 expires_at: mark.ttl.expires_at(now.wall),
                 lease_until: None,
                 duration_ms: None,
-                owner: (*mark.owner).clone(),
+                owner: mark.owner,
                 tags: BTreeMap::new(),
             };
-            data.insert(record.clone(), mark.namespace, 0);
+            let record = kept.to_record();
+            data.insert(kept, 0);
             data.expires(record.expires_at);
             Ok(Marked::Recorded(Box::new(record)))
         });
@@ -499,13 +554,13 @@ impl Store for MemoryStore {
     }
 
     fn get(&self, namespace: Arc<str>, key: Key) -> StoreFuture<'_, Option<Box<Record>>> {
-        self.step(|data, now| Ok(data.row(&namespace, &key, now).map(|row| Box::new(row.record.clone()))))
+        self.step(|data, now| Ok(data.row(&namespace, &key, now).map(|row| Box::new(row.record.to_record()))))
     }
 
     fn remove(&self, namespace: Arc<str>, key: Key) -> StoreFuture<'_, Removed> {
         self.step(|data, now| match data.row(&namespace, &key, now) {
             None => Ok(Removed::Absent),
-            Some(row) if !row.record.state.is_recorded() => Ok(Removed::Kept(Box::new(row.record.clone()))),
+            Some(row) if !row.record.state.is_recorded() => Ok(Removed::Kept(Box::new(row.record.to_record()))),
             Some(_) => {
                 data.remove(&namespace, &key);
                 self.raise_epoch();
@@ -518,9 +573,9 @@ impl Store for MemoryStore {
         self.step(|data, now| {
             // Expired ones go too, but were absent already.
             let counted = data.remove_where(usize::MAX, |row| {
-                *row.record.namespace == *namespace && row.record.state.is_recorded() && !row.is_expired(now)
+                row.record.namespace == namespace && row.record.state.is_recorded() && !row.is_expired(now)
             });
-            data.remove_where(usize::MAX, |row| *row.record.namespace == *namespace && row.is_expired(now));
+            data.remove_where(usize::MAX, |row| row.record.namespace == namespace && row.is_expired(now));
             self.raise_epoch();
             Ok(counted)
         })
@@ -534,7 +589,7 @@ impl Store for MemoryStore {
         self.step(|data, now| {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             let gone = data.remove_where(count, |row| {
-                *row.record.namespace == *namespace && row.record.state.is_recorded() && !row.is_expired(now)
+                row.record.namespace == namespace && row.record.state.is_recorded() && !row.is_expired(now)
             });
             self.raise_epoch();
             Ok(gone)
@@ -569,7 +624,7 @@ impl Store for MemoryStore {
                 let Some(row) = row else { continue };
                 row.settle_lapse(now);
                 if fits(&row.record, &filter, now) {
-                    records.push((*sequence, row.record.clone()));
+                    records.push((*sequence, row.record.to_record()));
                     if records.len() > limit {
                         break;
                     }
@@ -617,6 +672,7 @@ impl Store for MemoryStore {
         self.step(|data, now| {
             let mut census = Census::default();
             let Some(space) = data.spaces.get_mut(&*namespace) else { return Ok(census) };
+            let (mut first, mut last) = (u64::MAX, 0);
             for row in space.rows.values_mut().filter(|row| !row.is_expired(now)) {
                 row.settle_lapse(now);
                 let record = &row.record;
@@ -626,9 +682,13 @@ impl Store for MemoryStore {
                     State::Completed => census.completed += 1,
                     State::Failed => census.failed += 1,
                 }
-                let at = record.started_at;
-                census.oldest = Some(census.oldest.map_or(at, |o| o.min(at)));
-                census.newest = Some(census.newest.map_or(at, |n| n.max(at)));
+                // By age, as in a query: an old record may have been taken over a moment ago.
+                if row.sequence < first {
+                    (first, census.oldest) = (row.sequence, Some(record.started_at));
+                }
+                if row.sequence > last {
+                    (last, census.newest) = (row.sequence, Some(record.started_at));
+                }
                 let texts = [record.params.as_ref(), record.result.as_ref()];
                 let payload: usize = texts.into_iter().flatten().map(|json| json.as_str().len()).sum();
                 census.bytes += (size_of::<Row>() + record.key.as_str().len() + payload) as u64;
@@ -639,6 +699,9 @@ impl Store for MemoryStore {
 
     fn changed(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, at_most: Duration) -> StoreFuture<'_, ()> {
         Box::pin(async move {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(StoreError::Closed { store: "memory:".into() });
+            }
             /// Counts a waiter for as long as it waits, cancelled or not.
             struct Waiting<'a>(&'a AtomicU64);
             impl Drop for Waiting<'_> {

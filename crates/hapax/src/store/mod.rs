@@ -23,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, Timestamp, Ttl};
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod memory;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;

@@ -49,6 +49,9 @@ use crate::{AttemptId, Clock, Key, State, SystemClock, Timestamp};
 /// How long a handle that is dropped waits for its threads.
 const DROP_LIMIT: Duration = Duration::from_secs(2);
 
+/// How long the writer waits to be the last thread.
+const OUTLAST_LIMIT: Duration = Duration::from_secs(1);
+
 /// What a recorded result survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Durability {
@@ -214,6 +217,19 @@ impl Shared {
             tracing::warn!(store = %self.location, %error, name, "no thread");
         }
         spawned.is_ok()
+    }
+
+    /// Waits, not for long, until the calling thread is the last one: SQLite moves the log
+    /// into the file when the last connection closes, and two that close at once leave it
+    /// to each other. A closed store is then one file, to be moved or copied.
+    fn outlast(&self) {
+        let until = std::time::Instant::now() + OUTLAST_LIMIT;
+        let mut threads = self.threads.lock();
+        while *threads > 1 {
+            if self.ended.wait_until(&mut threads, until).timed_out() {
+                break;
+            }
+        }
     }
 
     fn shut(&self) {

@@ -21,7 +21,7 @@ const ATTEMPTS_LIMIT: usize = 100_000;
 /// undone: every use of it is checked by the row's own attempt id.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    attempts: HashMap<AttemptId, i64, foldhash::fast::RandomState>,
+    attempts: HashMap<AttemptId, (Hash, i64), foldhash::fast::RandomState>,
     namespaces: HashMap<Arc<str>, i64, foldhash::fast::RandomState>,
 }
 
@@ -30,15 +30,18 @@ impl Memory {
         self.namespaces.clear();
     }
 
-    pub(super) fn began(&mut self, attempt: AttemptId, id: i64) {
+    pub(super) fn began(&mut self, attempt: AttemptId, hash: Hash, id: i64) {
         if self.attempts.len() >= ATTEMPTS_LIMIT {
             self.attempts.clear();
         }
-        self.attempts.insert(attempt, id);
+        self.attempts.insert(attempt, (hash, id));
     }
 
-    pub(super) fn ended(&mut self, attempt: &AttemptId) -> Option<i64> {
-        self.attempts.remove(attempt)
+    /// The row of an attempt that ends, if it began under that key: an end that
+    /// names another key must not find it.
+    pub(super) fn ended(&mut self, attempt: &AttemptId, hash: &Hash) -> Option<i64> {
+        let (began_under, id) = self.attempts.remove(attempt)?;
+        (began_under == *hash).then_some(id)
     }
 }
 

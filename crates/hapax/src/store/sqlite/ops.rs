@@ -136,7 +136,7 @@ fn insert_attempt(batch: &mut Batch<'_>, op: &Begin, hash: &Hash, namespace: i64
     if inserted == 0 {
         return Ok(false);
     }
-    batch.memory.began(op.attempt, batch.conn.last_insert_rowid());
+    batch.memory.began(op.attempt, *hash, batch.conn.last_insert_rowid());
     batch.tally(namespace, IN_PROGRESS, 1);
     Ok(true)
 }
@@ -183,7 +183,7 @@ fn begin(batch: &mut Batch<'_>, op: &Begin, hash: &Hash, location: &str) -> Resu
                 op.owner.pid,
                 op.owner.label,
             ])?;
-        batch.memory.began(op.attempt, row.id);
+        batch.memory.began(op.attempt, *hash, row.id);
         batch.ended.push(*hash);
         return Ok(started(batch, record.attempts.saturating_add(1), room));
     }
@@ -296,7 +296,7 @@ fn end(
         Ended::Done { at: batch.now.wall, expires_at }
     };
     // The row that this process put the attempt into: no search, no read.
-    let known = batch.memory.ended(attempt);
+    let known = batch.memory.ended(attempt, hash);
     if let (Some(id), Some(outcome)) = (known, &outcome)
         && outcome.record(batch, id, number, attempt, attempt)?
     {

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::batch::{millis, namespace_id};
 use super::error::Failed;
-use super::row::{Expired, Hash, Now, columns, find, read, signal_range, tag, to_u64};
+use super::row::{Expired, Hash, Now, columns, find, read, signal_range, tag, to_i64, to_u64};
 use super::schema::{COMPLETED, FAILED};
 use crate::store::{Census, Counters, Filter, MAX_PAGE, Page, StoreError};
 use crate::{Key, Record, State, Timestamp};
@@ -85,9 +85,9 @@ fn page(
 ) -> Result<Page, Failed> {
     let after = match cursor {
         None => 0,
-        Some(text) => text.parse::<i64>().map_err(|_| StoreError::BadRequest {
+        Some(text) => to_i64(text.parse::<u64>().map_err(|_| StoreError::BadRequest {
             message: format!("{text:?} is no cursor: give the `next` of the page before, or none"),
-        })?,
+        })?),
     };
     let limit = limit.clamp(1, MAX_PAGE);
     let Some(id) = namespace_id(conn, namespace)? else { return Ok(Page { records: Vec::new(), next: None }) };

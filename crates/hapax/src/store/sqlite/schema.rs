@@ -124,7 +124,15 @@ pub(super) fn open(path: &Path, location: &str) -> Result<(Connection, PathBuf),
     let conn = connect(path, location)?;
     drop(guard);
     let mut conn = conn;
-    check(&conn, location)?;
+    // SQLite takes a file of one byte for an empty one, and would write over it.
+    if fs::metadata(path).is_ok_and(|file| file.len() == 1) {
+        return Err(not_ours(location));
+    }
+    {
+        // One snapshot for all that is read: between two of them another process may make the store.
+        let snapshot = conn.unchecked_transaction().map_err(|e| store_error(location, &e))?;
+        check(&snapshot, location)?;
+    }
     use_wal(&conn, location)?;
     migrate(&mut conn, location)?;
     let real = conn.path().map_or_else(|| path.to_path_buf(), PathBuf::from);
@@ -193,14 +201,16 @@ fn check(conn: &Connection, location: &str) -> Result<(), StoreError> {
     }
     let tables = number(conn, "SELECT count(*) FROM sqlite_schema").map_err(failed)?;
     if id != 0 || version != 0 || tables != 0 {
-        return Err(StoreError::Damaged {
-            store: location.to_string(),
-            message:
-                "it is another program's SQLite database, not a hapax store; it was left as it is: give another path"
-                    .into(),
-        });
+        return Err(not_ours(location));
     }
     Ok(())
+}
+
+fn not_ours(location: &str) -> StoreError {
+    StoreError::Damaged {
+        store: location.to_string(),
+        message: "it is another program's file, not a hapax store; it was left as it is: give another path".into(),
+    }
 }
 
 fn newer(location: &str, found: i64) -> Result<(), StoreError> {
@@ -235,20 +245,29 @@ fn use_wal(conn: &Connection, location: &str) -> Result<(), StoreError> {
 }
 
 fn migrate(conn: &mut Connection, location: &str) -> Result<(), StoreError> {
+    migrate_by(conn, location, MIGRATIONS)
+}
+
+fn migrate_by(conn: &mut Connection, location: &str, steps: &[&str]) -> Result<(), StoreError> {
     let failed = |e: rusqlite::Error| store_error(location, &e);
-    if number(conn, "PRAGMA user_version").map_err(failed)? == known_version() {
+    let newest = i64::try_from(steps.len()).unwrap_or(i64::MAX);
+    if number(conn, "PRAGMA user_version").map_err(failed)? == newest {
         return Ok(());
     }
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     // Again, now that nobody else can write: another process may have been first.
     check(&tx, location)?;
     let version = number(&tx, "PRAGMA user_version").map_err(failed)?;
-    for step in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(0)) {
+    for step in steps.iter().skip(usize::try_from(version).unwrap_or(0)) {
         tx.execute_batch(step).map_err(failed)?;
     }
     tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
-    tx.pragma_update(None, "user_version", known_version()).map_err(failed)?;
+    tx.pragma_update(None, "user_version", newest).map_err(failed)?;
     tx.commit().map_err(failed)?;
-    tracing::debug!(store = location, from = version, to = known_version(), "schema is up to date");
+    tracing::debug!(store = location, from = version, to = newest, "schema is up to date");
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "migration_tests.rs"]
+mod tests;

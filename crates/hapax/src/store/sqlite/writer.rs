@@ -72,6 +72,7 @@ pub(super) fn run(shared: Arc<Shared>, mut conn: Connection) {
     while writer.shared.commands.take(&mut batch, MAX_BATCH) {
         writer.work(&mut batch);
     }
+    writer.shared.outlast();
 }
 
 impl Writer {

@@ -1,5 +1,11 @@
-//! What a call does, on the memory store: one test per promise.
+//! What a call does: one test per promise, on each store.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+mod choices;
+mod faults;
+mod faulty;
+mod promises;
+mod told;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,13 +14,132 @@ use std::time::Duration;
 use hapax::store::memory::MemoryStore;
 use hapax::store::{Filter, Marked, OnFull, Settlement, Store};
 use hapax::{
-    Action, ActionError, Claimed, Error, Hapax, Identity, InFlight, Json, KeepParams, Key, ManualClock, OnDoubt,
-    PolicyPatch, State, Ttl, Verdict, Verifier,
+    Action, ActionError, Builder, Claimed, Error, Hapax, Identity, InFlight, Json, KeepParams, Key, ManualClock,
+    OnDoubt, PolicyPatch, State, Ttl, Verdict, Verifier,
 };
 use serde_json::json;
 
+use choices::*;
+use faults::*;
+use promises::*;
+
 fn action() -> Action {
     Action::new("create_task", "trello").signal("signal-123").params(json!({"name": "Task", "id": 123}))
+}
+
+/// Where the manager of a test keeps its records.
+struct Place {
+    /// `None`: in memory.
+    directory: Option<tempfile::TempDir>,
+}
+
+impl Place {
+    fn builder(&self) -> Builder {
+        let url = match &self.directory {
+            None => "memory:".into(),
+            Some(d) => format!("sqlite:{}?durability=buffered", d.path().join("hapax.db").display()),
+        };
+        Hapax::builder().store_url(url)
+    }
+
+    async fn hapax(&self) -> Hapax {
+        self.builder().build().await.unwrap()
+    }
+
+    /// A store on a clock of the test's, for managers that share it.
+    fn store(&self, clock: &ManualClock) -> Arc<dyn Store> {
+        let clock = Arc::new(clock.clone());
+        match &self.directory {
+            None => Arc::new(MemoryStore::with_clock(clock)),
+            #[cfg(feature = "sqlite")]
+            Some(d) => {
+                use hapax::store::sqlite::{Durability, SqliteOptions, SqliteStore};
+                let options = SqliteOptions::new(d.path().join("hapax.db"));
+                Arc::new(SqliteStore::open(options.durability(Durability::Buffered).clock(clock)).unwrap())
+            }
+            #[cfg(not(feature = "sqlite"))]
+            Some(_) => unreachable!("without the feature there is no such place"),
+        }
+    }
+}
+
+/// One test per claim and store.
+macro_rules! on_every_store {
+    ($($claim:ident)*) => {
+        mod on_memory {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $claim() {
+                    super::$claim(super::Place { directory: None }).await;
+                }
+            )*
+        }
+
+        #[cfg(feature = "sqlite")]
+        mod on_sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $claim() {
+                    super::$claim(super::Place { directory: Some(tempfile::tempdir().unwrap()) }).await;
+                }
+            )*
+        }
+    };
+}
+
+on_every_store! {
+    the_second_call_gets_the_first_ones_value_and_runs_nothing
+    ten_thousand_callers_of_a_new_key_run_it_once_and_all_get_its_value
+    other_params_under_the_same_key_are_a_mismatch_and_change_nothing
+    a_retryable_error_frees_the_key_a_permanent_one_is_remembered_an_unknown_one_is_a_doubt
+    who_runs_again_without_effect_leaves_the_doubt_before_it
+    a_settlement_that_names_an_attempt_is_not_taken_for_anothers
+    a_cancelled_call_leaves_the_key_in_doubt_never_free
+    a_panic_in_the_action_leaves_the_key_in_doubt
+    a_doubt_is_settled_by_a_person_either_way
+    a_verifier_decides_what_became_of_a_doubt
+    run_again_takes_over_and_the_zombies_late_answer_is_lost
+    a_duplicate_in_flight_waits_or_is_turned_away_as_it_chose
+    a_result_ends_with_its_ttl_even_when_remembered
+    a_result_that_cannot_be_recorded_comes_back_inside_the_error
+    an_action_past_its_time_limit_is_in_doubt
+    marking_records_only_over_nothing_or_a_doubt
+    cleared_means_that_it_runs_again
+    identity_and_kept_params_are_choices_at_every_level
+    at_its_limit_the_store_evicts_the_oldest_or_refuses_as_chosen
+    shutdown_waits_for_running_attempts_and_begins_nothing_more
+    attempts_in_flight_are_limited_and_those_who_wait_are_not
+    settings_change_for_the_calls_to_come
+    a_call_with_a_choice_out_of_range_runs_nothing
+    expired_records_are_removed_by_the_clock_until_that_is_stopped
+    oldest_entries_are_removed_and_counted
+    a_mark_lives_as_long_as_it_was_told_to
+    records_that_expire_soon_are_found_by_the_manager
+    a_value_that_the_store_does_not_take_comes_back_in_the_error
+    a_store_that_takes_no_end_at_all_leaves_a_lease_that_lapses
+    a_result_whose_acknowledgement_is_lost_is_replayed
+    nothing_runs_when_begin_fails
+    a_begin_whose_answer_is_lost_is_released_and_nothing_ran
+    a_begin_that_can_neither_be_heard_nor_released_becomes_a_doubt
+    an_error_that_cannot_be_written_is_still_told
+    a_claim_whose_end_fails_is_in_doubt
+    joiners_are_told_of_the_stores_failure
+    statistics_that_cannot_be_written_are_kept
+    a_heartbeat_that_fails_is_tried_again_before_the_lease_lapses
+    a_verifier_that_finds_its_store_failing_changes_nothing
+    a_take_over_that_is_not_heard_leaves_the_doubt_it_found
+    joiners_share_the_leaders_error_and_the_key_is_free_after
+    joiners_of_a_cancelled_leader_see_the_doubt_and_run_nothing
+    a_call_cancelled_at_any_point_leaves_no_second_run
+    a_verifier_that_takes_too_long_leaves_the_doubt
+    a_verifier_is_asked_once_for_many_callers
+    a_verdict_that_comes_too_late_changes_nothing
+    shutdown_waits_for_what_runs_and_refuses_what_comes
+    shutdown_gives_up_at_its_limit_and_says_how_many_run
+    the_blocking_face_works_within_a_runtime
+    a_panic_in_a_blocking_closure_leaves_the_key_in_doubt
+    a_blocking_action_past_its_time_limit_is_in_doubt
+    a_blocking_action_keeps_its_lease
 }
 
 async fn memory() -> Hapax {
@@ -45,9 +170,8 @@ async fn state(hapax: &Hapax, key: &Key) -> Option<State> {
     hapax.record(key).await.unwrap().map(|r| r.state)
 }
 
-#[tokio::test]
-async fn the_second_call_gets_the_first_ones_value_and_runs_nothing() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn the_second_call_gets_the_first_ones_value_and_runs_nothing(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     assert_eq!(run(&hapax, &action(), &runs, "first").await.unwrap(), "first");
     assert_eq!(run(&hapax, &action(), &runs, "second").await.unwrap(), "first");
     assert_eq!(runs.load(Ordering::SeqCst), 1);
@@ -57,9 +181,8 @@ async fn the_second_call_gets_the_first_ones_value_and_runs_nothing() {
     assert_eq!(record.result.unwrap().to_value(), json!("first"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_callers_of_a_new_key_run_it_once_and_all_get_its_value() {
-    let (hapax, runs) = (memory().await, Arc::new(AtomicUsize::new(0)));
+async fn ten_thousand_callers_of_a_new_key_run_it_once_and_all_get_its_value(place: Place) {
+    let (hapax, runs) = (place.hapax().await, Arc::new(AtomicUsize::new(0)));
     let tasks: Vec<_> = (0..10_000)
         .map(|_| {
             let (hapax, runs) = (hapax.clone(), runs.clone());
@@ -84,9 +207,8 @@ async fn ten_thousand_callers_of_a_new_key_run_it_once_and_all_get_its_value() {
     assert_eq!(hapax.record(&Key::generate(&action()).unwrap()).await.unwrap().unwrap().attempt_count, 10_000);
 }
 
-#[tokio::test]
-async fn other_params_under_the_same_key_are_a_mismatch_and_change_nothing() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn other_params_under_the_same_key_are_a_mismatch_and_change_nothing(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let key = Key::given("order-42").unwrap();
     let first = action().key(key.clone());
     run(&hapax, &first, &runs, "first").await.unwrap();
@@ -101,9 +223,8 @@ async fn other_params_under_the_same_key_are_a_mismatch_and_change_nothing() {
     assert_eq!(hapax.stats().await.unwrap().mismatches, 3);
 }
 
-#[tokio::test]
-async fn a_retryable_error_frees_the_key_a_permanent_one_is_remembered_an_unknown_one_is_a_doubt() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn a_retryable_error_frees_the_key_a_permanent_one_is_remembered_an_unknown_one_is_a_doubt(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let fail = |error: fn(&'static str) -> ActionError, signal: &str| {
         let (hapax, action) = (hapax.clone(), action().signal(signal));
         async move { hapax.execute::<String, _, _>(&action, |_| async move { Err(error("no")) }).await.unwrap_err() }
@@ -123,9 +244,43 @@ async fn a_retryable_error_frees_the_key_a_permanent_one_is_remembered_an_unknow
     assert_eq!(hapax.stats().await.unwrap().failures, 3);
 }
 
-#[tokio::test]
-async fn a_cancelled_call_leaves_the_key_in_doubt_never_free() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn who_runs_again_without_effect_leaves_the_doubt_before_it(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
+    let key = doubt(&hapax, &action()).await;
+    let again = action().policy(PolicyPatch::new().on_doubt(OnDoubt::RunAgain));
+    let failed = hapax.execute::<(), _, _>(&again, |_| async { Err(ActionError::retryable("not now")) }).await;
+    assert!(failed.unwrap_err().is_retryable());
+    // The first attempt may have had its effect: who refuses must not run.
+    assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
+    assert!(matches!(run(&hapax, &action(), &runs, "never").await, Err(Error::InDoubt { .. })));
+    let Claimed::Started(claim) = hapax.claim(&again).await.unwrap() else { panic!("not taken over") };
+    claim.release().await.unwrap();
+    assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
+    // Once a verifier has said that nothing happened, the attempt's own word frees the key.
+    let verified = again
+        .policy(PolicyPatch::new().on_doubt(OnDoubt::Verify(Verifier::new(|_| async { Ok(Verdict::NotHappened) }))));
+    let failed = hapax.execute::<(), _, _>(&verified, |_| async { Err(ActionError::retryable("not now")) }).await;
+    assert!(failed.unwrap_err().is_retryable());
+    assert_eq!((state(&hapax, &key).await, runs.load(Ordering::SeqCst)), (None, 0));
+}
+
+async fn a_settlement_that_names_an_attempt_is_not_taken_for_anothers(place: Place) {
+    let hapax = place.hapax().await;
+    let key = doubt(&hapax, &action()).await;
+    let looked_into = hapax.record(&key).await.unwrap().unwrap().attempt_id;
+    // Meanwhile another settles it, it runs again, and comes into doubt anew.
+    hapax.settle(&key, Settlement::NotHappened).await.unwrap();
+    doubt(&hapax, &action()).await;
+    let late = hapax.settle_attempt(&key, looked_into, Settlement::NotHappened).await;
+    assert!(matches!(late, Err(Error::LostClaim { attempt, .. }) if attempt == looked_into), "{late:?}");
+    assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
+    let now = hapax.record(&key).await.unwrap().unwrap().attempt_id;
+    assert!(hapax.settle_attempt(&key, now, Settlement::NotHappened).await.unwrap().is_none());
+    assert!(matches!(hapax.settle_attempt(&key, now, Settlement::NotHappened).await, Err(Error::WrongState { .. })));
+}
+
+async fn a_cancelled_call_leaves_the_key_in_doubt_never_free(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let act = action();
     let (started, begun) = tokio::sync::oneshot::channel();
     let call = hapax.execute::<(), _, _>(&act, |_| async move {
@@ -142,9 +297,8 @@ async fn a_cancelled_call_leaves_the_key_in_doubt_never_free() {
     assert_eq!(runs.load(Ordering::SeqCst), 0);
 }
 
-#[tokio::test]
-async fn a_panic_in_the_action_leaves_the_key_in_doubt() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn a_panic_in_the_action_leaves_the_key_in_doubt(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let there = hapax.clone();
     let call =
         tokio::spawn(
@@ -154,9 +308,8 @@ async fn a_panic_in_the_action_leaves_the_key_in_doubt() {
     assert!(matches!(run(&hapax, &action(), &runs, "never").await, Err(Error::InDoubt { .. })));
 }
 
-#[tokio::test]
-async fn a_doubt_is_settled_by_a_person_either_way() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn a_doubt_is_settled_by_a_person_either_way(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let key = doubt(&hapax, &action()).await;
     let happened = Settlement::Happened { result: Json::of("by hand").unwrap(), ttl: Ttl::Never };
     hapax.settle(&key, happened).await.unwrap();
@@ -170,9 +323,8 @@ async fn a_doubt_is_settled_by_a_person_either_way() {
     assert_eq!(run(&hapax, &other, &runs, "ran").await.unwrap(), "ran");
 }
 
-#[tokio::test]
-async fn a_verifier_decides_what_became_of_a_doubt() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn a_verifier_decides_what_became_of_a_doubt(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     for (verdict, expected) in [("happened", Some("found")), ("not", Some("ran")), ("unknown", None), ("error", None)] {
         let verifier = Verifier::new(move |_| async move {
             Ok(match verdict {
@@ -196,11 +348,10 @@ async fn a_verifier_decides_what_became_of_a_doubt() {
     assert_eq!(runs.load(Ordering::SeqCst), 1);
 }
 
-#[tokio::test]
-async fn run_again_takes_over_and_the_zombies_late_answer_is_lost() {
+async fn run_again_takes_over_and_the_zombies_late_answer_is_lost(place: Place) {
     let (store, clock) = {
         let c = ManualClock::new();
-        (Arc::new(MemoryStore::with_clock(Arc::new(c.clone()))), c)
+        (place.store(&c), c)
     };
     // Two managers stand for two processes: they share the store, not the flights.
     let zombie = Hapax::builder().store(store.clone()).build().await.unwrap();
@@ -214,9 +365,8 @@ async fn run_again_takes_over_and_the_zombies_late_answer_is_lost() {
     assert_eq!(run(&zombie, &act, &runs, "x").await.unwrap(), "second");
 }
 
-#[tokio::test]
-async fn a_duplicate_in_flight_waits_or_is_turned_away_as_it_chose() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn a_duplicate_in_flight_waits_or_is_turned_away_as_it_chose(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let Claimed::Started(claim) = hapax.claim(&action()).await.unwrap() else { panic!() };
     for choice in [InFlight::Reject, InFlight::Wait(Duration::from_millis(20))] {
         let seen = run(&hapax, &action().policy(PolicyPatch::new().in_flight(choice)), &runs, "never").await;
@@ -231,11 +381,9 @@ async fn a_duplicate_in_flight_waits_or_is_turned_away_as_it_chose() {
     assert_eq!(runs.load(Ordering::SeqCst), 0);
 }
 
-#[tokio::test]
-async fn a_result_ends_with_its_ttl_even_when_remembered() {
+async fn a_result_ends_with_its_ttl_even_when_remembered(place: Place) {
     let clock = ManualClock::new();
-    let hapax =
-        Hapax::builder().store(Arc::new(MemoryStore::with_clock(Arc::new(clock.clone())))).build().await.unwrap();
+    let hapax = Hapax::builder().store(place.store(&clock)).build().await.unwrap();
     let runs = AtomicUsize::new(0);
     let act = action().policy(PolicyPatch::new().ttl(Duration::from_secs(10)));
     run(&hapax, &act, &runs, "first").await.unwrap();
@@ -245,9 +393,8 @@ async fn a_result_ends_with_its_ttl_even_when_remembered() {
     assert_eq!(run(&hapax, &act, &runs, "second").await.unwrap(), "second");
 }
 
-#[tokio::test]
-async fn a_result_that_cannot_be_recorded_comes_back_inside_the_error() {
-    let hapax = Hapax::builder().max_result_bytes(100).build().await.unwrap();
+async fn a_result_that_cannot_be_recorded_comes_back_inside_the_error(place: Place) {
+    let hapax = place.builder().max_result_bytes(100).build().await.unwrap();
     let runs = AtomicUsize::new(0);
     let big = "x".repeat(200);
     let Err(Error::NotRecorded { value, .. }) = run(&hapax, &action(), &runs, &big).await else { panic!() };
@@ -260,18 +407,16 @@ async fn a_result_that_cannot_be_recorded_comes_back_inside_the_error() {
     assert!(value.into_value::<f64>().unwrap().is_nan());
 }
 
-#[tokio::test]
-async fn an_action_past_its_time_limit_is_in_doubt() {
-    let hapax = memory().await;
+async fn an_action_past_its_time_limit_is_in_doubt(place: Place) {
+    let hapax = place.hapax().await;
     let act = action().policy(PolicyPatch::new().time_limit(Some(Duration::from_millis(10))));
     let seen = hapax.execute::<(), _, _>(&act, |_| std::future::pending()).await;
     assert!(matches!(seen, Err(Error::TimedOut { .. })), "{seen:?}");
     assert_eq!(state(&hapax, &Key::generate(&act).unwrap()).await, Some(State::InDoubt));
 }
 
-#[tokio::test]
-async fn marking_records_only_over_nothing_or_a_doubt() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn marking_records_only_over_nothing_or_a_doubt(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let key = Key::generate(&action()).unwrap();
     assert!(hapax.check_executed(&key).await.unwrap().is_none());
     assert!(matches!(hapax.mark_executed(&key, "by hand", None).await.unwrap(), Marked::Recorded(_)));
@@ -284,9 +429,8 @@ async fn marking_records_only_over_nothing_or_a_doubt() {
     drop(claim);
 }
 
-#[tokio::test]
-async fn cleared_means_that_it_runs_again() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn cleared_means_that_it_runs_again(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let key = Key::generate(&action()).unwrap();
     run(&hapax, &action(), &runs, "first").await.unwrap();
     assert!(hapax.clear_key(&key).await.unwrap());
@@ -296,9 +440,9 @@ async fn cleared_means_that_it_runs_again() {
     assert_eq!(run(&hapax, &action(), &runs, "third").await.unwrap(), "third");
 }
 
-#[tokio::test]
-async fn identity_and_kept_params_are_choices_at_every_level() {
-    let hapax = Hapax::builder()
+async fn identity_and_kept_params_are_choices_at_every_level(place: Place) {
+    let hapax = place
+        .builder()
         .policy(PolicyPatch::new().keep_params(KeepParams::Fingerprint))
         .policy_for("create_task", None, PolicyPatch::new().ttl(Ttl::Never))
         .policy_for("create_task", Some("trello"), PolicyPatch::new().identity(Identity::exclude(["/at"]).unwrap()))
@@ -318,11 +462,10 @@ async fn identity_and_kept_params_are_choices_at_every_level() {
     assert_eq!(run(&hapax, &call, &runs, "five").await.unwrap(), "five");
 }
 
-#[tokio::test]
-async fn at_its_limit_the_store_evicts_the_oldest_or_refuses_as_chosen() {
+async fn at_its_limit_the_store_evicts_the_oldest_or_refuses_as_chosen(place: Place) {
     let runs = AtomicUsize::new(0);
     let nth = |n: usize| action().signal(n.to_string());
-    let hapax = Hapax::builder().max_entries(10).build().await.unwrap();
+    let hapax = place.builder().max_entries(10).build().await.unwrap();
     for n in 0..11 {
         run(&hapax, &nth(n), &runs, "v").await.unwrap();
     }
@@ -330,7 +473,8 @@ async fn at_its_limit_the_store_evicts_the_oldest_or_refuses_as_chosen() {
     assert_eq!((keys.len(), hapax.stats().await.unwrap().evicted), (9, 2));
     assert_eq!(run(&hapax, &nth(0), &runs, "anew").await.unwrap(), "anew");
 
-    let hapax = Hapax::builder().max_entries(2).on_full(OnFull::Reject).build().await.unwrap();
+    hapax.clear_all().await.unwrap();
+    let hapax = place.builder().max_entries(2).on_full(OnFull::Reject).build().await.unwrap();
     for n in 0..2 {
         run(&hapax, &nth(n), &runs, "v").await.unwrap();
     }
@@ -339,9 +483,8 @@ async fn at_its_limit_the_store_evicts_the_oldest_or_refuses_as_chosen() {
     assert_eq!(run(&hapax, &nth(0), &runs, "never").await.unwrap(), "v");
 }
 
-#[tokio::test]
-async fn shutdown_waits_for_running_attempts_and_begins_nothing_more() {
-    let (hapax, runs) = (memory().await, AtomicUsize::new(0));
+async fn shutdown_waits_for_running_attempts_and_begins_nothing_more(place: Place) {
+    let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let Claimed::Started(claim) = hapax.claim(&action()).await.unwrap() else { panic!() };
     assert_eq!(hapax.shutdown(Duration::from_millis(10)).await.unwrap().unfinished, 1);
     assert!(matches!(run(&hapax, &action().signal("n"), &runs, "never").await, Err(Error::ShuttingDown)));

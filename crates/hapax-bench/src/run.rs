@@ -1,0 +1,38 @@
+//! Runtimes and tasks, the same for all who are measured.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tokio::runtime::{Builder, Runtime};
+
+/// A runtime with that many threads; for one, it is the caller's own.
+pub fn runtime(threads: usize) -> Result<Runtime> {
+    let mut builder = if threads == 1 {
+        Builder::new_current_thread()
+    } else {
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(threads);
+        builder
+    };
+    Ok(builder.enable_time().build()?)
+}
+
+/// Starts `count` tasks and waits for all; how long that took.
+pub async fn tasks<F>(count: usize, mut task: impl FnMut(usize) -> F) -> Result<Duration>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let began = Instant::now();
+    let handles: Vec<_> = (0..count).map(|number| tokio::spawn(task(number))).collect();
+    for handle in handles {
+        handle.await??;
+    }
+    Ok(began.elapsed())
+}
+
+/// Seconds per operation.
+#[allow(clippy::cast_precision_loss)] // counts far below 2^53
+pub fn per_op(took: Duration, ops: usize) -> f64 {
+    took.as_secs_f64() / ops.max(1) as f64
+}

@@ -1,0 +1,98 @@
+//! Where things are: the XDG directories, and the store's address.
+
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+
+/// A base directory of the XDG specification. A relative one counts as unset.
+fn base(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute(variable).or_else(|| Some(absolute("HOME")?.join(below_home)))
+}
+
+/// `$XDG_CONFIG_HOME/hapax/config.toml`.
+pub(super) fn config_file() -> Option<PathBuf> {
+    Some(base("XDG_CONFIG_HOME", ".config")?.join("hapax/config.toml"))
+}
+
+/// `sqlite:$XDG_DATA_HOME/hapax/hapax.db`.
+pub(super) fn default_store() -> Option<String> {
+    let path = base("XDG_DATA_HOME", ".local/share")?.join("hapax/hapax.db");
+    // An address is UTF-8 text, and `?` begins its options.
+    path.to_str().filter(|p| !p.contains('?')).map(|p| format!("sqlite:{p}"))
+}
+
+/// The file of a `sqlite:` address, and its options.
+fn parts(address: &str) -> Option<(&str, &str)> {
+    let rest = address.strip_prefix("sqlite:")?;
+    let rest = rest.strip_prefix("//").unwrap_or(rest);
+    let end = rest.find('?').unwrap_or(rest.len());
+    Some(rest.split_at(end))
+}
+
+/// The address with a relative path taken from the directory of `file`: a
+/// configuration file means the same wherever it is used from.
+pub(super) fn beside(file: &Path, address: &str) -> String {
+    let Some((path, options)) = parts(address) else { return address.into() };
+    if path.is_empty() || path.starts_with('~') || Path::new(path).is_absolute() {
+        return address.into();
+    }
+    match file.parent().map(|dir| dir.join(path)) {
+        Some(path) => format!("sqlite:{}{options}", path.display()),
+        None => address.into(),
+    }
+}
+
+/// An address that a command line can use; `~/` is the home directory, since
+/// no shell expands it behind `sqlite:`.
+pub(super) fn usable(address: &str) -> Result<String, Failure> {
+    let Some((path, options)) = parts(address) else {
+        let scheme = address.split(':').next().unwrap_or_default();
+        return Err(Failure::usage(match scheme {
+            "memory" => "store memory: forgets everything when hapax exits: give sqlite:PATH".into(),
+            _ if address.contains("://") || (address.contains(':') && !address.contains('/')) => {
+                // Passwords stand behind the scheme: it alone is repeated.
+                format!("there is no store for {scheme:?}: give sqlite:PATH")
+            }
+            _ => format!("store {address:?} names no kind of store: write sqlite:{address}"),
+        }));
+    };
+    let Some(below) = path.strip_prefix("~/") else { return Ok(address.into()) };
+    match std::env::var("HOME") {
+        Ok(home) if !home.is_empty() => Ok(format!("sqlite:{}{options}", Path::new(&home).join(below).display())),
+        _ => Err(Failure::usage(format!("store {address:?} needs HOME, which is not set: give the whole path"))),
+    }
+}
+
+/// Whether the store's file is not there yet. When that cannot be seen,
+/// opening it will say why.
+pub fn is_absent(address: &str) -> bool {
+    parts(address).is_some_and(|(path, _)| !path.is_empty() && !Path::new(path).try_exists().unwrap_or(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relative_store_lies_beside_its_configuration_file() {
+        let beside = |address| beside(Path::new("/etc/hapax/config.toml"), address);
+        assert_eq!(beside("sqlite:a.db?durability=buffered"), "sqlite:/etc/hapax/a.db?durability=buffered");
+        assert_eq!(beside("sqlite:/var/a.db"), "sqlite:/var/a.db");
+        assert_eq!(beside("sqlite:~/a.db"), "sqlite:~/a.db");
+    }
+
+    #[test]
+    fn a_store_that_no_command_line_can_use_is_refused_with_the_remedy() {
+        for (address, remedy) in [
+            ("memory:", "forgets"),
+            ("/tmp/x.db", "write sqlite:/tmp/x.db"),
+            ("x.db", "write sqlite:x.db"),
+            ("redis://:secret@host/0", "\"redis\""),
+        ] {
+            let message = usable(address).unwrap_err().message;
+            assert!(message.contains(remedy) && !message.contains("secret"), "{message}");
+        }
+        assert!(usable("sqlite:x.db").is_ok());
+    }
+}

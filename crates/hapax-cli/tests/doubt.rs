@@ -1,0 +1,264 @@
+//! When nobody knows how a run ended: what leaves a key in doubt, and what
+//! settles it.
+// A test that panics has failed, which is what it should do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[macro_use]
+mod common;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::{Done, Home, Running, assert_one_line, kill, wait_until};
+use rustix::process::Signal;
+
+/// A script that says its pid, waits for the file `go`, and then has its effect.
+const SLOW: &str = concat!("echo $$ > pid.new; mv pid.new pid; ", until_go!(), "; echo ran >> ledger; echo done");
+
+fn start_slow(home: &Home, flags: &[&str], script: &str) -> Running {
+    let running = home.start([&["run", "--key", "k"], flags, &["--", "sh", "-c", script]].concat());
+    home.wait_for_file("pid");
+    running
+}
+
+fn child_of(home: &Home) -> u32 {
+    fs::read_to_string(home.path("pid")).unwrap().trim().parse().unwrap()
+}
+
+/// A key in doubt: its command killed itself after it began.
+fn doubtful(home: &Home, key: &str) -> Done {
+    home.sh(key, "[ -e second ] || { touch second; kill -9 $$; }; echo ran >> ledger; echo out")
+}
+
+const AGAIN: &str = "[ -e second ] || { touch second; kill -9 $$; }; echo ran >> ledger; echo out";
+
+#[test]
+fn a_command_that_a_signal_ends_leaves_the_key_in_doubt_until_it_is_settled() {
+    let home = Home::new();
+    let first = doubtful(&home, "k");
+    assert_eq!(first.code, Some(76));
+    assert_one_line(&first);
+    assert!(first.stderr.contains("SIGKILL") && first.stderr.contains("hapax settle k --happened"), "{first:?}");
+    let second = home.sh("k", AGAIN);
+    assert_eq!(second.code, Some(76));
+    assert_one_line(&second);
+    assert!(second.stderr.contains("SIGKILL"), "it says why: {second:?}");
+    assert!(home.ledger().is_empty());
+
+    home.ok(["settle", "k", "--not-happened"]);
+    assert_eq!(home.sh("k", AGAIN).stdout, "out\n");
+    assert_eq!(home.ledger(), ["ran"]);
+}
+
+#[test]
+fn a_message_has_a_line_of_its_own() {
+    let home = Home::new();
+    let script = "printf 'no line end' >&2; kill -9 $$";
+    let done = home.sh("k", script);
+    assert!(done.stderr.starts_with("no line end\nhapax: "), "{done:?}");
+    let done = home.run(["run", "--json", "--key", "j", "--", "sh", "-c", script]);
+    let last = done.stderr.lines().last().unwrap();
+    let error: serde_json::Value = serde_json::from_str(last).unwrap();
+    assert_eq!(error["error"]["kind"], "in_doubt");
+}
+
+#[test]
+fn a_doubt_that_is_settled_as_happened_is_replayed() {
+    let home = Home::new();
+    doubtful(&home, "k");
+    home.ok(["settle", "k", "--happened", "\"paid\"", "--ttl", "never"]);
+    assert_eq!(home.sh("k", AGAIN).stdout, "paid\n");
+    assert!(home.ledger().is_empty());
+    let done = home.run(["settle", "k", "--not-happened"]);
+    assert_eq!(done.code, Some(1), "it is settled: {done:?}");
+    assert_one_line(&done);
+}
+
+#[test]
+fn a_remedy_names_the_store_that_was_named() {
+    let home = Home::new();
+    let flags = ["--store", "sqlite:other.db", "--namespace", "n"];
+    let done = home.run([&flags[..], &["run", "--key", "k", "--", "sh", "-c", "kill -9 $$"]].concat());
+    assert!(done.stderr.contains("`hapax settle --store sqlite:other.db --namespace n k --not-happened`"), "{done:?}");
+}
+
+#[test]
+fn a_doubt_can_neither_be_removed_nor_swept() {
+    let home = Home::new();
+    doubtful(&home, "k");
+    let done = home.run(["rm", "k"]);
+    assert_eq!(done.code, Some(76));
+    assert!(done.stderr.contains("hapax settle"), "{done:?}");
+    assert_eq!(home.ok(["cleanup", "--all"]), "removed 0 records\n");
+    assert_eq!(home.run(["check", "k"]).code, Some(76));
+    assert_eq!(home.state("k"), "in_doubt");
+}
+
+#[test]
+fn when_hapax_is_killed_the_next_run_says_so_at_once() {
+    let home = Home::new();
+    let running = start_slow(&home, &[], SLOW);
+    running.signal(Signal::KILL);
+    drop(running);
+    let began = Instant::now();
+    let done = home.run(["run", "--key", "k", "--", "sh", "-c", SLOW]);
+    // Not after the lease of a minute, nor after the wait of half of one.
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert_eq!(done.code, Some(76));
+    assert_one_line(&done);
+    kill(child_of(&home), Signal::KILL);
+}
+
+#[test]
+fn a_signal_is_passed_on_and_the_command_that_it_ends_is_in_doubt() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        let home = Home::new();
+        let running = start_slow(&home, &[], SLOW);
+        running.signal(signal);
+        let done = running.finish();
+        assert_eq!(done.code, Some(76), "{signal:?} {done:?}");
+        assert_one_line(&done);
+        assert_eq!(home.state("k"), "in_doubt");
+    }
+}
+
+#[test]
+fn a_command_that_ends_well_in_spite_of_a_signal_is_recorded() {
+    let home = Home::new();
+    let script = format!("trap 'touch go' TERM; {SLOW}");
+    let running = start_slow(&home, &[], &script);
+    running.signal(Signal::TERM);
+    let done = running.finish();
+    assert_eq!((done.code, done.stdout.as_str()), (Some(0), "done\n"), "{done:?}");
+    assert_eq!(home.state("k"), "completed");
+}
+
+#[test]
+fn a_command_that_gives_up_on_a_signal_is_in_doubt() {
+    let home = Home::new();
+    let script = format!("trap 'exit 3' TERM; {SLOW}");
+    let running = start_slow(&home, &["--remember-failures"], &script);
+    running.signal(Signal::TERM);
+    let done = running.finish();
+    assert_eq!(done.code, Some(76));
+    assert!(done.stderr.contains("SIGTERM and exited with 3"), "{done:?}");
+}
+
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+    let home = Home::new();
+    let line = format!("trap '' HUP; exec {} run --key k -- sh -c \"$0\"", env!("CARGO_BIN_EXE_hapax"));
+    let mut command = home.program("sh");
+    command.args(["-c", &line, SLOW]);
+    let running = Running::spawn(&mut command);
+    home.wait_for_file("pid");
+    running.signal(Signal::HUP);
+    kill(child_of(&home), Signal::HUP);
+    home.write("go", "");
+    assert_eq!(running.finish().stdout, "done\n");
+}
+
+#[test]
+fn a_time_limit_ends_the_command_and_leaves_doubt() {
+    let home = Home::new();
+    let done = home.run(["run", "--key", "k", "--timeout", "50ms", "--", "sleep", "60"]);
+    assert_eq!(done.code, Some(76));
+    assert_one_line(&done);
+    assert!(done.stderr.contains("time limit of 50ms"), "{done:?}");
+    assert_eq!(home.state("k"), "in_doubt");
+    // One that is in time is not touched.
+    assert_eq!(home.run(["run", "--timeout", "20s", "--", "true"]).code, Some(0));
+}
+
+#[test]
+fn a_command_that_does_not_end_when_its_time_is_over_is_killed() {
+    let home = Home::new();
+    let began = Instant::now();
+    let script = "trap '' TERM; while :; do sleep 0.1; done";
+    let done = home.run(["run", "--timeout", "50ms", "--", "sh", "-c", script]);
+    assert_eq!(done.code, Some(76));
+    assert!((5.0..20.0).contains(&began.elapsed().as_secs_f64()));
+}
+
+#[test]
+fn on_request_a_doubt_is_run_again() {
+    let home = Home::new();
+    doubtful(&home, "k");
+    let done = home.run(["run", "--key", "k", "--on-doubt", "rerun", "--", "sh", "-c", AGAIN]);
+    assert_eq!((done.code, done.stdout.as_str()), (Some(0), "out\n"));
+    assert_eq!(home.json(["--json", "get", "k"])["attempts"], 2);
+}
+
+fn verified(home: &Home, verifier: &str) -> Done {
+    home.run(["run", "--key", "k", "--verify", verifier, "--", "sh", "-c", AGAIN])
+}
+
+#[test]
+fn a_verifier_that_says_yes_gives_the_result() {
+    let home = Home::new();
+    doubtful(&home, "k");
+    let attempt = home.json(["--json", "get", "k"])["attemptId"].as_str().unwrap().to_string();
+    let done = verified(&home, "echo $HAPAX_KEY $IDEMPOTENCY_KEY $HAPAX_ATTEMPT");
+    assert_eq!((done.code, done.stdout), (Some(0), format!("k k {attempt}\n")));
+    assert!(home.ledger().is_empty());
+    // From now on without being asked.
+    assert_eq!(verified(&home, "exit 9").stdout, format!("k k {attempt}\n"));
+}
+
+#[test]
+fn a_verifier_that_says_no_lets_the_command_run() {
+    let home = Home::new();
+    doubtful(&home, "k");
+    let done = verified(&home, "exit 1");
+    assert_eq!((done.code, done.stdout.as_str()), (Some(0), "out\n"));
+    assert_eq!(home.ledger(), ["ran"]);
+}
+
+#[test]
+fn a_verifier_that_cannot_tell_leaves_the_doubt() {
+    let home = Home::new();
+    doubtful(&home, "k");
+    for (verifier, why) in [("exit 2", "exited with 2"), ("kill -9 $$", "SIGKILL"), ("no-such-command", "127")] {
+        let done = verified(&home, verifier);
+        assert_eq!(done.code, Some(76), "{verifier}");
+        assert!(done.stderr.contains(why), "{done:?}");
+    }
+    let done = home.run(["run", "--key", "k", "--max-output", "10", "--verify", "seq 100", "--", "sh", "-c", AGAIN]);
+    assert!(done.stderr.contains("larger than max_output"), "{done:?}");
+    home.configure("verify_limit = '50ms'");
+    let done = verified(&home, "exec sleep 60");
+    assert!(done.code == Some(76) && done.stderr.contains("took longer than 50ms"), "{done:?}");
+    assert!(home.ledger().is_empty());
+}
+
+#[test]
+fn who_waits_for_a_run_that_dies_is_told_of_the_doubt() {
+    let home = Home::new();
+    let running = start_slow(&home, &[], SLOW);
+    let waiting = home.start(["run", "--verbose", "--key", "k", "--", "sh", "-c", SLOW]);
+    wait_until("it waits", || home.json(["--json", "stats"])["waitsJoined"] == 1);
+    running.signal(Signal::KILL);
+    let done = waiting.finish();
+    assert_eq!(done.code, Some(76), "{done:?}");
+    kill(child_of(&home), Signal::KILL);
+}
+
+#[test]
+fn a_run_that_was_taken_over_meanwhile_says_that_its_result_does_not_count() {
+    let home = Home::new();
+    let script = concat!("if mkdir first; then touch started; ", until_go!(), "; echo old; else echo new; fi");
+    let line = |flags: &[&'static str]| [&["run", "--key", "k"], flags, &["--", "sh", "-c", script]].concat();
+    let first = home.start(line(&["--lease", "1s"]));
+    home.wait_for_file("started");
+    // It cannot renew its lease any more, though its command goes on.
+    first.signal(Signal::STOP);
+    wait_until("its lease lapses", || home.state("k") == "in_doubt");
+    assert_eq!(home.ok(line(&["--on-doubt", "rerun"])), "new\n");
+    home.write("go", "");
+    first.signal(Signal::CONT);
+    let done = first.finish();
+    assert_eq!((done.code, done.stdout.as_str()), (Some(76), "old\n"), "{done:?}");
+    assert_one_line(&done);
+    assert!(done.stderr.contains("lost its claim"), "{done:?}");
+    assert_eq!(home.ok(line(&[])), "new\n");
+}
