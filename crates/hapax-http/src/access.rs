@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRef, FromRequestParts};
 use http::request::Parts;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderName, Method, header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
@@ -19,6 +19,9 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use crate::api::is_json;
 use crate::app::{App, Tenant};
 use crate::problem::{Kind, Problem};
+
+/// The namespace that a client means: a guard against the wrong token.
+pub(crate) const NAMESPACE: HeaderName = HeaderName::from_static("hapax-namespace");
 
 /// What a token allows; each role includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
@@ -139,6 +142,17 @@ fn admit(parts: &Parts, app: &App, needed: Role) -> Result<Arc<Tenant>, Problem>
             grant.tenant.clone()
         }
     };
+    // A client that means another namespace than its token opens must not write into this one.
+    if let Some(meant) = parts.headers.get(NAMESPACE)
+        && !meant.is_empty()
+        && meant.as_bytes() != tenant.hapax.config().namespace.as_bytes()
+    {
+        let detail = format!(
+            "this token or server opens the namespace {}, not the one asked for",
+            tenant.hapax.config().namespace
+        );
+        return Err(Problem::new(Kind::Forbidden, detail));
+    }
     // A page of another origin can send no JSON without a preflight, which is not answered.
     let changes = parts.method == Method::POST || parts.method == Method::PUT || parts.method == Method::PATCH;
     let json = || parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(is_json);

@@ -1,6 +1,8 @@
 //! hapax over HTTP.
 //!
 //! - [`ApiServer`]: the library for callers in any language (`hapax serve`).
+//! - [`HttpStore`]: a server as the store of a manager elsewhere.
+//! - [`ProxyServer`]: the layer in front of any HTTP API (`hapax proxy`).
 //! - [`IdempotencyLayer`]: the `Idempotency-Key` header for any tower service.
 #![forbid(unsafe_code)]
 
@@ -8,6 +10,7 @@ mod access;
 mod api;
 mod app;
 mod assets;
+mod client;
 mod config;
 mod docs;
 mod events;
@@ -28,6 +31,7 @@ mod tls;
 pub mod units;
 
 pub use access::{Role, TokenHash};
+pub use client::HttpStore;
 pub use config::{DEFAULT_LISTEN, Limits, PolicyConfig, ServeConfig, TlsConfig, TokenConfig};
 pub use layer::{Fate, Fates, Idempotency, IdempotencyLayer, IdempotencyService, KeySource, Scope};
 pub use problem::{Kind, Problem, REPLAYED};
