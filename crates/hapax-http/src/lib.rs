@@ -26,6 +26,7 @@ mod schema;
 mod serve;
 mod server;
 mod stall;
+pub mod telemetry;
 mod timed;
 mod tls;
 pub mod units;

@@ -43,16 +43,27 @@ pub(super) fn beside(file: &Path, address: &str) -> String {
     }
 }
 
+/// Whether the address is a server's.
+pub fn is_server(address: &str) -> bool {
+    address.starts_with("http://") || address.starts_with("https://")
+}
+
 /// An address that a command line can use; `~/` is the home directory, since
 /// no shell expands it behind `sqlite:`.
 pub(super) fn usable(address: &str) -> Result<String, Failure> {
+    if is_server(address) {
+        return Ok(address.into());
+    }
     let Some((path, options)) = parts(address) else {
         let scheme = address.split(':').next().unwrap_or_default();
         return Err(Failure::usage(match scheme {
-            "memory" => "store memory: forgets everything when hapax exits: give sqlite:PATH".into(),
+            "memory" => {
+                "store memory: forgets everything when hapax exits: give sqlite:PATH, or http://HOST:PORT of a server"
+                    .into()
+            }
             _ if address.contains("://") || (address.contains(':') && !address.contains('/')) => {
                 // Passwords stand behind the scheme: it alone is repeated.
-                format!("there is no store for {scheme:?}: give sqlite:PATH")
+                format!("there is no store for {scheme:?}: give sqlite:PATH, or http://HOST:PORT of a server")
             }
             _ => format!("store {address:?} names no kind of store: write sqlite:{address}"),
         }));
