@@ -45,6 +45,10 @@ impl TokenHash {
     pub fn of(token: &str) -> Self {
         Self(Sha256::digest(token.as_bytes()).into())
     }
+
+    pub(crate) fn into_bytes(self) -> [u8; 32] {
+        self.0
+    }
 }
 
 impl std::fmt::Debug for TokenHash {

@@ -6,9 +6,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use hapax::store::OnFull;
+use hapax::store::sealed::{KeyRing, SealedStore};
+use hapax::store::{OnFull, Store};
 use hapax::{Error, PolicyPatch};
 use serde::Deserialize;
 
@@ -44,6 +46,8 @@ pub struct ServeConfig {
     pub limits: Limits,
     /// The certificate, for HTTPS.
     pub tls: Option<TlsConfig>,
+    /// The keys that seal results, params and errors at rest. Fixed until a restart.
+    pub encryption: Option<EncryptionConfig>,
     /// Who may do what; without any, the loopback may do everything.
     #[serde(rename = "token")]
     pub tokens: Vec<TokenConfig>,
@@ -66,6 +70,7 @@ impl Default for ServeConfig {
             auto_cleanup: Keep(hapax::Ttl::For(Duration::from_secs(3600))),
             limits: Limits::default(),
             tls: None,
+            encryption: None,
             tokens: Vec::new(),
             cors_origins: Vec::new(),
             public_metrics: false,
@@ -151,6 +156,63 @@ pub struct TlsConfig {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+/// The keys that seal what is at rest.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncryptionConfig {
+    /// The id of the key that seals; the others open what they sealed before.
+    pub current: String,
+    /// The keys.
+    #[serde(rename = "key")]
+    pub keys: Vec<EncryptionKey>,
+}
+
+/// Where a key lies: a file that holds 64 hexadecimal digits.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncryptionKey {
+    /// Its id, which stands beside what it seals.
+    pub id: String,
+    /// The file, readable by the server alone.
+    pub file: PathBuf,
+}
+
+impl EncryptionConfig {
+    /// Reads the keys.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a key that cannot be read, or is missing.
+    pub fn ring(&self) -> Result<KeyRing, Error> {
+        let bad = |message: String| Error::Config { message: format!("encryption: {message}") };
+        let read = |key: &EncryptionKey| -> Result<[u8; 32], Error> {
+            let text = std::fs::read_to_string(&key.file)
+                .map_err(|e| bad(format!("the file of key {:?} cannot be read: {e}", key.id)))?;
+            // Of the same form as a token's hash: 32 bytes in hexadecimal.
+            text.trim().parse::<TokenHash>().map(TokenHash::into_bytes).map_err(|_| {
+                bad(format!(
+                    "the file of key {:?} must hold 64 hexadecimal digits, as `openssl rand -hex 32` prints",
+                    key.id
+                ))
+            })
+        };
+        let current = self.keys.iter().find(|k| k.id == self.current);
+        let current =
+            current.ok_or_else(|| bad(format!("there is no key {:?}, which is to be current", self.current)))?;
+        let mut ring = KeyRing::new(&current.id, read(current)?)?;
+        for key in self.keys.iter().filter(|k| k.id != self.current) {
+            ring = ring.and(&key.id, read(key)?)?;
+        }
+        Ok(ring)
+    }
+
+    pub(crate) fn seal(config: Option<&Self>, store: Arc<dyn Store>) -> Result<Arc<dyn Store>, Error> {
+        Ok(match config {
+            Some(config) => Arc::new(SealedStore::new(store, config.ring()?)),
+            None => store,
+        })
+    }
 }
 
 /// A bearer token.

@@ -33,7 +33,9 @@ pub mod units;
 
 pub use access::{Role, TokenHash};
 pub use client::HttpStore;
-pub use config::{DEFAULT_LISTEN, Limits, PolicyConfig, ServeConfig, TlsConfig, TokenConfig};
+pub use config::{
+    DEFAULT_LISTEN, EncryptionConfig, EncryptionKey, Limits, PolicyConfig, ServeConfig, TlsConfig, TokenConfig,
+};
 pub use layer::{Fate, Fates, Idempotency, IdempotencyLayer, IdempotencyService, KeySource, Scope};
 pub use problem::{Kind, Problem, REPLAYED};
 pub use proxy_server::{ProxyConfig, ProxyServer};

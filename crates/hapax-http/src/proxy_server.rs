@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tower_layer::Layer;
 
-use crate::config::{Limits, PolicyConfig, TlsConfig};
+use crate::config::{EncryptionConfig, Limits, PolicyConfig, TlsConfig};
 use crate::layer::{Fate, Fates, Idempotency, IdempotencyLayer, KeySource, Scope};
 use crate::metrics::Metrics;
 use crate::proxy::Upstream;
@@ -61,6 +61,8 @@ pub struct ProxyConfig {
     pub preserve_host: bool,
     /// What is taken in; `body_bytes` and `max_wait` do not count here.
     pub limits: Limits,
+    /// The keys that seal recorded answers at rest.
+    pub encryption: Option<EncryptionConfig>,
     /// The certificate, for HTTPS.
     pub tls: Option<TlsConfig>,
 }
@@ -86,6 +88,7 @@ impl Default for ProxyConfig {
             upstream_time: Span(Duration::from_secs(60)),
             preserve_host: false,
             limits: Limits::default(),
+            encryption: None,
             tls: None,
         }
     }
@@ -193,6 +196,7 @@ impl ProxyServer {
         }
         // Escapes make a text up to six times as long; with them and its head an answer must fit.
         let room = config.max_response_bytes.saturating_mul(6).saturating_add(256 << 10).min(64 << 20);
+        let store = EncryptionConfig::seal(config.encryption.as_ref(), store)?;
         let hapax = Hapax::builder()
             .store(store)
             .namespace(&config.namespace)

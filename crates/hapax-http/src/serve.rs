@@ -10,7 +10,7 @@ use hapax::store::Store;
 use tokio::net::TcpListener;
 
 use crate::app::App;
-use crate::config::ServeConfig;
+use crate::config::{EncryptionConfig, ServeConfig};
 use crate::router::router;
 use crate::server::{Server, Tls, bind};
 use crate::tls;
@@ -76,6 +76,7 @@ impl ApiServer {
     pub async fn bind_on(config: ServeConfig, store: Arc<dyn Store>) -> Result<Self, ServeError> {
         let acceptor = config.tls.as_ref().map(tls::acceptor).transpose()?;
         let address = config.listen;
+        let store = EncryptionConfig::seal(config.encryption.as_ref(), store)?;
         let app = App::on(config, store).await?;
         let listener = bind(address).await?;
         let address = listener.local_addr()?;

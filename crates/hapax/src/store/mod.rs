@@ -26,6 +26,8 @@ use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, Time
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod memory;
+#[cfg(feature = "encrypt")]
+pub mod sealed;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
