@@ -4,6 +4,7 @@
 //! here without defaults: the layers are put together in `settings`.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -116,11 +117,67 @@ pub enum Command {
         #[arg(long)]
         path: bool,
     },
+    Serve(Serve),
+    Proxy(Proxy),
     /// Print a completion script for a shell
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// Serve the API over HTTP
+///
+/// Without tokens (see the server's configuration) it answers the loopback only. SIGTERM finishes what is under way
+/// and ends; SIGHUP reads the configuration again.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// Where to listen [default: 127.0.0.1:4278]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The server's configuration, TOML: store, tokens, TLS, limits, policy
+    #[arg(long, value_name = "FILE")]
+    pub server_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Put Idempotency-Key in front of any HTTP API
+///
+/// Requests with one key reach the upstream once, and every retry gets the answer that was first sent.
+#[derive(Args, Debug)]
+pub struct Proxy {
+    /// The API behind, e.g. http://127.0.0.1:8080
+    #[arg(long, value_name = "URL")]
+    pub upstream: Option<String>,
+    /// Where to listen [default: 127.0.0.1:4280]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Refuse POST and PATCH without a key
+    #[arg(long)]
+    pub require_key: bool,
+    /// How long a duplicate waits for the answer [default: it is turned away at once]
+    #[arg(long, value_name = "DURATION")]
+    pub wait: Option<Span>,
+    /// The proxy's configuration, TOML: store, scopes, other key headers, fates of statuses, limits
+    #[arg(long, value_name = "FILE")]
+    pub server_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What a server says of itself.
+#[derive(Args, Debug)]
+pub struct LogArgs {
+    /// What is logged, as RUST_LOG has it
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// Log JSON, an object a line
+    #[arg(long)]
+    pub log_json: bool,
+    /// Send traces there by OTLP over HTTP, e.g. http://127.0.0.1:4318/v1/traces
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
 }
 
 /// What identifies an action.

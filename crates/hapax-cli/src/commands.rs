@@ -6,17 +6,20 @@
 
 mod keys;
 mod records;
+mod serve;
 mod setup;
 mod statistics;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hapax::{Builder, Hapax};
+use hapax_http::HttpStore;
 use serde::Serialize;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
-use crate::settings::{Settings, is_absent};
+use crate::settings::{Settings, is_absent, is_server};
 use crate::terminal;
 
 /// How long the end of a command waits for what it has begun.
@@ -40,6 +43,8 @@ pub fn dispatch(cli: Cli) -> Result<u8, Failure> {
     match command {
         Command::Key(args) => keys::key(&args, &settings, json),
         Command::Config { .. } => setup::config(&settings, json),
+        Command::Serve(args) => serve::serve(&args, &settings),
+        Command::Proxy(args) => serve::proxy(&args, &settings),
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -66,14 +71,27 @@ async fn ask(command: Command, settings: &Settings, json: bool) -> Result<u8, Fa
         Command::Stats { reset } => statistics::stats(reset, settings, json).await,
         Command::Info => statistics::info(settings, json).await,
         // Answered in `dispatch`.
-        Command::Key(_) | Command::Parse { .. } | Command::Config { .. } | Command::Completions { .. } => Ok(0),
+        Command::Key(_)
+        | Command::Parse { .. }
+        | Command::Config { .. }
+        | Command::Serve(_)
+        | Command::Proxy(_)
+        | Command::Completions { .. } => Ok(0),
     }
 }
 
 /// A manager on the store, as the settings say.
 pub fn manager(settings: &Settings) -> Result<Builder, Failure> {
-    let mut builder = Hapax::builder()
-        .store_url(settings.store()?)
+    let store = settings.store()?;
+    let builder = if is_server(&store) {
+        // In the environment alone: the arguments of a process are there for all to read.
+        let token = std::env::var("HAPAX_TOKEN").ok().filter(|token| !token.is_empty());
+        let store = HttpStore::new(&store, token.as_deref()).map_err(hapax::Error::from)?;
+        Hapax::builder().store(Arc::new(store))
+    } else {
+        Hapax::builder().store_url(store)
+    };
+    let mut builder = builder
         .namespace(&settings.namespace.value)
         .max_result_bytes(settings.max_output.value.0)
         .verify_limit(settings.verify_limit.value.0)

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 pub use self::file::Rule;
 use self::file::{File, Place};
-pub use self::place::is_absent;
+pub use self::place::{is_absent, is_server};
 use crate::args::{DoubtChoice, Global, Run};
 use crate::failure::Failure;
 use crate::units::{Keep, Limit, Size, Span, Wait};
@@ -328,6 +328,18 @@ impl Settings {
             ));
         };
         place::usable(&store.value)
+    }
+
+    /// The address of a server's store. A server lives long enough for `memory:`.
+    pub fn server_store(&self) -> Result<String, Failure> {
+        if self.store.as_ref().is_some_and(|store| store.value == "memory:") {
+            return Ok("memory:".into());
+        }
+        let store = self.store()?;
+        if is_server(&store) {
+            return Err(Failure::usage("a server's store is no other server: give memory: or sqlite:PATH"));
+        }
+        Ok(store)
     }
 }
 

@@ -105,6 +105,18 @@ impl Action {
         self
     }
 
+    /// What kind of action it is.
+    #[must_use]
+    pub fn action_type(&self) -> &str {
+        &self.action_type
+    }
+
+    /// What it acts on.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
     /// The key that all params give, or the caller's own.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::action::Identified;
+use crate::execute::Started;
 use crate::flight::{FlightEnd, FlightGuard};
 use crate::manager::Inner;
 use crate::recent::{Answer, Entry};
@@ -86,16 +87,6 @@ impl Before {
     }
 }
 
-/// An attempt that has begun.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Attempt {
-    pub(crate) id: AttemptId,
-    /// Executions begun under the record, this one included.
-    pub(crate) attempts: u64,
-    pub(crate) before: Before,
-    pub(crate) kind: Kind,
-}
-
 /// A live attempt, to be ended by [`complete`](Claim::complete),
 /// [`fail`](Claim::fail), [`release`](Claim::release) or [`doubt`](Claim::doubt).
 /// Its lease is renewed by itself. Dropping it leaves the key in doubt.
@@ -157,14 +148,8 @@ pub(crate) enum Recorded {
 }
 
 impl Claim {
-    pub(crate) fn new(
-        inner: Arc<Inner>,
-        identified: &Identified,
-        began: Attempt,
-        policy: &Policy,
-        flight: FlightGuard,
-    ) -> Self {
-        let Attempt { id: attempt, attempts, before, kind } = began;
+    pub(crate) fn new(inner: Arc<Inner>, identified: &Identified, policy: &Policy, begun: Started) -> Self {
+        let Started { attempt, attempts, before, kind, guard, .. } = begun;
         let key = identified.key.clone();
         let live = Arc::new(AtomicBool::new(true));
         let started = Instant::now();
@@ -179,7 +164,7 @@ impl Claim {
             before,
             ttl: policy.ttl,
             started,
-            flight: Some(flight),
+            flight: Some(guard),
             stage: Stage::Running,
             kind,
         }

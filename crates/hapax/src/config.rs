@@ -6,8 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::manager::Hapax;
-use crate::store::memory::MemoryStore;
-use crate::store::{OnFull, Store, StoreError};
+use crate::store::{OnFull, Store};
 use crate::{Error, ErrorClass, Identity, InFlight, KeepParams, OnDoubt, Policy, PolicyPatch, Record, Ttl};
 
 /// A policy for an action type, or for a type on a target.
@@ -366,49 +365,8 @@ impl Builder {
         let owned = self.store.is_none();
         let store = match &self.store {
             Some(store) => store.clone(),
-            None => open_store(self.url.clone().unwrap_or_else(|| "memory:".into())).await?,
+            None => crate::store::open(self.url.as_deref().unwrap_or("memory:")).await?,
         };
         Hapax::start(self, store, owned)
-    }
-}
-
-/// Opens a store by its address.
-async fn open_store(url: String) -> Result<Arc<dyn Store>, StoreError> {
-    let (scheme, rest) = url.split_once(':').unwrap_or((url.as_str(), ""));
-    match scheme {
-        "memory" if rest.is_empty() => Ok(Arc::new(MemoryStore::new())),
-        #[cfg(feature = "sqlite")]
-        "sqlite" => {
-            use crate::store::sqlite::{SqliteOptions, SqliteStore};
-            let options = SqliteOptions::from_url(&url)?;
-            // Opening reads and may migrate the file: not on the caller's async thread.
-            let (tx, rx) = tokio::sync::oneshot::channel();
-            let failed = |message: String| StoreError::Unavailable { store: url.clone(), message };
-            std::thread::Builder::new()
-                .name("hapax-open".into())
-                .spawn(move || {
-                    let _ = tx.send(SqliteStore::open(options));
-                })
-                .map_err(|e| failed(format!("no thread to open it with: {e}")))?;
-            let store = rx.await.map_err(|_| failed("opening it was cut short".into()))??;
-            Ok(Arc::new(store))
-        }
-        #[cfg(feature = "redis")]
-        scheme if scheme.starts_with("redis") => {
-            use crate::store::redis::{RedisOptions, RedisStore};
-            Ok(Arc::new(RedisStore::open(RedisOptions::from_url(&url)?).await?))
-        }
-        #[cfg(feature = "postgres")]
-        "postgres" | "postgresql" => {
-            use crate::store::postgres::{PostgresOptions, PostgresStore};
-            Ok(Arc::new(PostgresStore::open(PostgresOptions::from_url(&url)?).await?))
-        }
-        _ => Err(StoreError::BadRequest {
-            // Passwords stand behind the scheme: it alone is repeated.
-            message: format!(
-                "no store for {scheme:?}: give `memory:`, `sqlite:PATH` (optionally with ?durability=buffered), `redis://HOST` or \
-                 `postgres://USER:PASSWORD@HOST/DATABASE`, each as far as its cargo feature is on"
-            ),
-        }),
     }
 }

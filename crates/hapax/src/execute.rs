@@ -20,16 +20,16 @@ use serde::de::DeserializeOwned;
 use tracing::Instrument;
 
 use crate::action::Identified;
-use crate::claim::{Attempt, Before, Claim, Claimed, Context, Kind, Recorded};
+use crate::claim::{Before, Claim, Claimed, Context, Kind, Recorded};
 use crate::config::{Config, validate_policy};
 use crate::flight::{Entered, FlightEnd, FlightGuard};
 use crate::manager::{Hapax, Inner, fits};
 use crate::recent::Entry;
 use crate::stats::bump;
-use crate::store::{Begin, Begun, End, Settled, Settlement, Store, StoreError};
+use crate::store::{Begin, Begun, End, Liveness, Settled, Settlement, Store, StoreError};
 use crate::{
     Action, ActionError, AttemptId, Clock, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt,
-    Policy, Record, State, SystemClock, Unrecorded, Verdict,
+    Owner, Policy, Record, State, SystemClock, Timestamp, Unrecorded, Verdict,
 };
 
 /// A value, and where it came from.
@@ -66,8 +66,18 @@ impl<T> Outcome<T> {
 
 #[allow(clippy::large_enum_variant)] // matched at once
 pub(crate) enum Acquired {
-    Claim(Claim),
+    Started(Started),
     Entry(Arc<Entry>),
+}
+
+/// An attempt that has just begun.
+pub(crate) struct Started {
+    pub(crate) attempt: AttemptId,
+    pub(crate) attempts: u64,
+    pub(crate) started_at: Timestamp,
+    pub(crate) before: Before,
+    pub(crate) kind: Kind,
+    pub(crate) guard: FlightGuard,
 }
 
 /// How an attempt begins in the store.
@@ -94,6 +104,24 @@ impl Start {
             #[cfg(feature = "postgres")]
             Self::InTx(_) => Kind::InTx,
         }
+    }
+}
+
+/// On whose behalf an attempt is begun, and how.
+pub(crate) struct Holder {
+    pub(crate) start: Start,
+    pub(crate) liveness: Liveness,
+    pub(crate) owner: Arc<Owner>,
+    /// An id that the holder chose, so that it may ask again after a lost answer.
+    pub(crate) attempt: Option<AttemptId>,
+    /// Set to take over a key in doubt by that attempt, whatever the policy says.
+    pub(crate) take_over: Option<AttemptId>,
+}
+
+impl Holder {
+    /// A caller in this process.
+    pub(crate) fn here(inner: &Inner, start: Start) -> Self {
+        Self { start, liveness: Liveness::Process, owner: inner.owner.clone(), attempt: None, take_over: None }
     }
 }
 
@@ -143,6 +171,21 @@ impl Hapax {
         self.execute_identified(action, &identified, run).instrument(span).await
     }
 
+    /// The recorded result of an action, if it is among those remembered in this
+    /// process: what [`execute`](Self::execute) would answer at once, without a
+    /// look into the store. `None` says nothing.
+    ///
+    /// # Errors
+    /// The answer may be an error: [`Error::Failed`], [`Error::ParamsMismatch`],
+    /// [`Error::ResultType`].
+    pub fn recent<T>(&self, action: &Action) -> Option<Result<T, Error>>
+    where
+        T: DeserializeOwned + Clone + Send + Sync + 'static,
+    {
+        let identified = self.identify(action).ok()?;
+        self.recall(&identified)
+    }
+
     async fn execute_identified<T, F, Fut>(
         &self,
         action: &Action,
@@ -155,9 +198,10 @@ impl Hapax {
         Fut: Future<Output = Result<T, ActionError>>,
     {
         let policy = self.policy_of(action)?;
-        match self.acquire(action, identified, &policy, &Start::Plain).await? {
+        match self.acquire(action, identified, &policy, &Holder::here(&self.inner, Start::Plain)).await? {
             Acquired::Entry(entry) => entry.value().map(|value| Outcome { value, source: Source::Replayed }),
-            Acquired::Claim(claim) => {
+            Acquired::Started(started) => {
+                let claim = Claim::new(self.inner.clone(), identified, &policy, started);
                 run_claimed(claim, &policy, run).await.map(|value| Outcome { value, source: Source::Executed })
             }
         }
@@ -188,8 +232,10 @@ impl Hapax {
         let span = tracing::debug_span!("hapax.claim", key = %identified.key, action = action.action_type, target = action.target);
         async {
             loop {
-                match self.acquire(action, &identified, &policy, &Start::Plain).await? {
-                    Acquired::Claim(claim) => return Ok(Claimed::Started(claim)),
+                match self.acquire(action, &identified, &policy, &Holder::here(&self.inner, Start::Plain)).await? {
+                    Acquired::Started(started) => {
+                        return Ok(Claimed::Started(Claim::new(self.inner.clone(), &identified, &policy, started)));
+                    }
                     Acquired::Entry(_) => {
                         // Recorded a moment ago; gone again only if cleared or expired in between.
                         if let Some(record) = self.record(&identified.key).await?.filter(|r| r.state.is_recorded()) {
@@ -247,6 +293,16 @@ impl Hapax {
     where
         T: DeserializeOwned + Clone + Send + Sync + 'static,
     {
+        self.recall_as(identified, Entry::value)
+    }
+
+    /// As [`recall`](Self::recall), with what `answer` makes of the entry.
+    #[inline]
+    pub(crate) fn recall_as<T>(
+        &self,
+        identified: &Identified,
+        answer: impl FnOnce(&Entry) -> Result<T, Error>,
+    ) -> Option<Result<T, Error>> {
         let inner = &*self.inner;
         let epoch = inner.store.epoch()?;
         inner.recent.with(
@@ -259,7 +315,7 @@ impl Hapax {
                 }
                 inner.recent.hit(entry);
                 tracing::trace!(key = %identified.key, "replayed from memory");
-                entry.value()
+                answer(entry)
             },
         )
     }
@@ -269,7 +325,7 @@ impl Hapax {
         action: &Action,
         identified: &Identified,
         policy: &Policy,
-        start: &Start,
+        holder: &Holder,
     ) -> Result<Acquired, Error> {
         let inner = &self.inner;
         let began = Instant::now();
@@ -279,7 +335,7 @@ impl Hapax {
                 return Err(Error::ShuttingDown);
             }
             let flight = match inner.flights.enter(&identified.key, identified.fingerprint, began) {
-                Entered::Lead(guard) => return lead(inner, action, identified, policy, start, guard, began).await,
+                Entered::Lead(guard) => return lead(inner, action, identified, policy, holder, guard, began).await,
                 Entered::Join(flight) => flight,
             };
             if flight.fingerprint != identified.fingerprint {
@@ -323,21 +379,25 @@ async fn lead(
     action: &Action,
     identified: &Identified,
     policy: &Policy,
-    start: &Start,
+    holder: &Holder,
     guard: FlightGuard,
     began: Instant,
 ) -> Result<Acquired, Error> {
     let config = inner.config.read().clone();
-    let mut take_over: Option<(AttemptId, Before)> = None;
+    // What a holder elsewhere knows of the doubt it takes over, it says when it ends.
+    let mut take_over = holder.take_over.map(|attempt| (attempt, Before::Doubt));
     let mut waited = false;
     loop {
         let epoch = inner.store.epoch();
         inner.arrive(config.max_in_flight)?;
-        let begin = begin_of(inner, &config, action, identified, policy, take_over.map(|(attempt, _)| attempt));
+        let begin = begin_of(inner, &config, action, identified, policy, holder, take_over.map(|(attempt, _)| attempt));
         let attempt = begin.attempt;
         let before = take_over.map_or(Before::Nothing, |(_, before)| before);
-        let place = Place { inner, identified, attempt, before, held: true, may_have_begun: true };
-        let record = match start.begin(&*inner.store, begin).await {
+        // An attempt whose id the holder knows is the holder's to end, even if this call is dropped:
+        // it may have been told of it by another.
+        let may_have_begun = holder.attempt != Some(attempt);
+        let place = Place { inner, identified, attempt, before, held: true, may_have_begun };
+        let record = match holder.start.begin(&*inner.store, begin).await {
             Err(error) => {
                 // After a lost answer it is not sure whether it began; that nothing ran is.
                 if !matches!(error, StoreError::AnswerLost { .. }) {
@@ -347,15 +407,14 @@ async fn lead(
                 guard.finish(FlightEnd::Store(error.clone()));
                 return Err(error.into());
             }
-            Ok(Begun::Started { attempts, expired, evicted, .. }) => {
+            Ok(Begun::Started { attempts, started_at, expired, evicted }) => {
                 inner.count_start(take_over.is_none(), expired, evicted);
                 tracing::debug!(key = %identified.key, %attempt, attempts, "attempt began");
                 place.hand_over();
                 // A key that was settled or released meanwhile holds no doubt any more.
                 let before = if attempts > 1 { before } else { Before::Nothing };
-                let began = Attempt { id: attempt, attempts, before, kind: start.kind() };
-                let claim = Claim::new(inner.clone(), identified, began, policy, guard);
-                return Ok(Acquired::Claim(claim));
+                let kind = holder.start.kind();
+                return Ok(Acquired::Started(Started { attempt, attempts, started_at, before, kind, guard }));
             }
             Ok(Begun::Exists(record)) => {
                 place.nothing_began();
@@ -372,6 +431,20 @@ async fn lead(
                 tracing::debug!(key = %identified.key, state = %record.state, "replayed from the store");
                 guard.finish(FlightEnd::Recorded(entry.clone()));
                 return Ok(Acquired::Entry(entry));
+            }
+            State::InProgress if holder.attempt == Some(record.attempt_id) => {
+                // The holder asks again: the answer to its first request was lost on the way.
+                inner.arrive(config.max_in_flight)?;
+                let (attempt, attempts, started_at) = (record.attempt_id, record.attempts, record.started_at);
+                let before = if attempts > 1 { Before::Doubt } else { Before::Nothing };
+                return Ok(Acquired::Started(Started {
+                    attempt,
+                    attempts,
+                    started_at,
+                    before,
+                    kind: holder.start.kind(),
+                    guard,
+                }));
             }
             State::InProgress => {
                 if let InFlight::Wait(_) = policy.in_flight
@@ -401,8 +474,11 @@ fn begin_of(
     action: &Action,
     identified: &Identified,
     policy: &Policy,
+    holder: &Holder,
     take_over: Option<AttemptId>,
 ) -> Begin {
+    // An id names one attempt: who takes over its own doubt begins another.
+    let attempt = holder.attempt.filter(|id| take_over != Some(*id)).unwrap_or_default();
     Begin {
         namespace: inner.namespace.clone(),
         key: identified.key.clone(),
@@ -411,9 +487,10 @@ fn begin_of(
         target: action.target.clone(),
         params: (policy.keep_params == KeepParams::Full).then(|| action.kept_params()).flatten(),
         fingerprint: identified.fingerprint,
-        attempt: AttemptId::new(),
-        owner: inner.owner.clone(),
+        attempt,
+        owner: holder.owner.clone(),
         lease: policy.lease,
+        liveness: holder.liveness,
         tags: action.tags.clone(),
         take_over,
         capacity: inner.capacity(config),

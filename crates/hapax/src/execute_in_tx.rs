@@ -18,7 +18,7 @@ use tokio_postgres::Transaction;
 use tracing::Instrument;
 
 use crate::claim::{Claim, Context};
-use crate::execute::{Acquired, Start, record_error};
+use crate::execute::{Acquired, Holder, Start, record_error};
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::tx::{Fate, TxSession};
 use crate::store::{End, StoreError};
@@ -110,10 +110,12 @@ impl Hapax {
         let span = tracing::debug_span!("hapax.execute_in_tx", key = %identified.key, action = action.action_type, target = action.target);
         let anew = async {
             let start = Start::InTx(Box::new(store.tx_start(limit)));
-            match self.acquire(action, &identified, &policy, &start).await? {
+            let holder = Holder::here(&self.inner, start);
+            match self.acquire(action, &identified, &policy, &holder).await? {
                 Acquired::Entry(entry) => entry.value().map(|value| Outcome { value, source: Source::Replayed }),
-                Acquired::Claim(claim) => {
-                    let Start::InTx(start) = start else { return Err(missing(store)) };
+                Acquired::Started(started) => {
+                    let claim = Claim::new(self.inner.clone(), &identified, &policy, started);
+                    let Start::InTx(start) = holder.start else { return Err(missing(store)) };
                     let Some(session) = start.into_session() else { return Err(missing(store)) };
                     let call = Call { store, policy: &policy, limit, namespace: self.inner.namespace.clone() };
                     let value = call.run(claim, session, isolation, run).await?;

@@ -43,16 +43,36 @@ pub(super) fn beside(file: &Path, address: &str) -> String {
     }
 }
 
+/// Whether the address is a server's.
+pub fn is_server(address: &str) -> bool {
+    address.starts_with("http://") || address.starts_with("https://")
+}
+
+/// Whether the address is that of a store which hosts share: the library reads it.
+fn is_fleet(address: &str) -> bool {
+    let scheme = address.split(':').next().unwrap_or_default();
+    scheme.starts_with("redis") || matches!(scheme, "postgres" | "postgresql")
+}
+
 /// An address that a command line can use; `~/` is the home directory, since
 /// no shell expands it behind `sqlite:`.
 pub(super) fn usable(address: &str) -> Result<String, Failure> {
+    if is_server(address) || is_fleet(address) {
+        return Ok(address.into());
+    }
     let Some((path, options)) = parts(address) else {
         let scheme = address.split(':').next().unwrap_or_default();
         return Err(Failure::usage(match scheme {
-            "memory" => "store memory: forgets everything when hapax exits: give sqlite:PATH".into(),
+            "memory" => {
+                "store memory: forgets everything when hapax exits: give sqlite:PATH, or http://HOST:PORT of a server"
+                    .into()
+            }
             _ if address.contains("://") || (address.contains(':') && !address.contains('/')) => {
                 // Passwords stand behind the scheme: it alone is repeated.
-                format!("there is no store for {scheme:?}: give sqlite:PATH")
+                format!(
+                    "there is no store for {scheme:?}: give sqlite:PATH, redis://HOST, postgres://USER@HOST/DATABASE, \
+                     or http://HOST:PORT of a server"
+                )
             }
             _ => format!("store {address:?} names no kind of store: write sqlite:{address}"),
         }));
@@ -88,11 +108,14 @@ mod tests {
             ("memory:", "forgets"),
             ("/tmp/x.db", "write sqlite:/tmp/x.db"),
             ("x.db", "write sqlite:x.db"),
-            ("redis://:secret@host/0", "\"redis\""),
+            ("mysql://:secret@host/0", "\"mysql\""),
         ] {
             let message = usable(address).unwrap_err().message;
             assert!(message.contains(remedy) && !message.contains("secret"), "{message}");
         }
-        assert!(usable("sqlite:x.db").is_ok());
+        for address in ["sqlite:x.db", "redis://host", "rediss://host/1", "postgres://user@host/db", "http://host:4278"]
+        {
+            assert!(usable(address).is_ok(), "{address}");
+        }
     }
 }

@@ -31,6 +31,8 @@ pub mod memory;
 pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "encrypt")]
+pub mod sealed;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -166,6 +168,18 @@ pub struct Capacity {
     pub on_full: OnFull,
 }
 
+/// What an attempt's life hangs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Liveness {
+    /// On the process that began it, and on its lease: a store that can tell
+    /// that the process is gone puts the key in doubt at once.
+    #[default]
+    Process,
+    /// On its lease alone: who runs it is elsewhere, and the process that began
+    /// it on its behalf may come and go.
+    Lease,
+}
+
 /// A request to begin an attempt.
 #[derive(Clone, Debug)]
 pub struct Begin {
@@ -189,6 +203,8 @@ pub struct Begin {
     pub owner: Arc<Owner>,
     /// How long it may be silent.
     pub lease: Duration,
+    /// What its life hangs on besides.
+    pub liveness: Liveness,
     /// What the caller noted.
     pub tags: BTreeMap<String, String>,
     /// Set to take over a key in doubt: the attempt that left it so.
@@ -544,4 +560,52 @@ pub trait Store: Any + Send + Sync + fmt::Debug {
     /// Finishes what is queued and lets go of files and threads. Later calls
     /// fail with [`StoreError::Closed`].
     fn close(&self) -> StoreFuture<'_, ()>;
+}
+
+/// Opens a store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`; with their features also
+/// `redis://…` and `postgres://…` (see `docs/stores.md`).
+///
+/// To give several managers (of several namespaces, say) one store, or to wrap
+/// it; otherwise [`Builder::store_url`](crate::Builder::store_url) does.
+///
+/// # Errors
+/// [`StoreError::BadRequest`] for another address; whatever keeps it from being opened.
+pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    let (scheme, rest) = url.split_once(':').unwrap_or((url, ""));
+    match scheme {
+        "memory" if rest.is_empty() => Ok(Arc::new(memory::MemoryStore::new())),
+        #[cfg(feature = "sqlite")]
+        "sqlite" => {
+            use sqlite::{SqliteOptions, SqliteStore};
+            let options = SqliteOptions::from_url(url)?;
+            // Opening reads and may migrate the file: not on the caller's async thread.
+            let (tx, rx) = tokio::sync::oneshot::channel();
+            let failed = |message: String| StoreError::Unavailable { store: url.to_string(), message };
+            std::thread::Builder::new()
+                .name("hapax-open".into())
+                .spawn(move || {
+                    let _ = tx.send(SqliteStore::open(options));
+                })
+                .map_err(|e| failed(format!("no thread to open it with: {e}")))?;
+            let store = rx.await.map_err(|_| failed("opening it was cut short".into()))??;
+            Ok(Arc::new(store))
+        }
+        #[cfg(feature = "redis")]
+        scheme if scheme.starts_with("redis") => {
+            use redis::{RedisOptions, RedisStore};
+            Ok(Arc::new(RedisStore::open(RedisOptions::from_url(url)?).await?))
+        }
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => {
+            use postgres::{PostgresOptions, PostgresStore};
+            Ok(Arc::new(PostgresStore::open(PostgresOptions::from_url(url)?).await?))
+        }
+        _ => Err(StoreError::BadRequest {
+            // Passwords stand behind the scheme: it alone is repeated.
+            message: format!(
+                "no store for {scheme:?}: give `memory:`, `sqlite:PATH` (optionally with ?durability=buffered), `redis://HOST` or \
+                 `postgres://USER:PASSWORD@HOST/DATABASE`, each as far as its cargo feature is on"
+            ),
+        }),
+    }
 }

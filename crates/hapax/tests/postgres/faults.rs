@@ -44,6 +44,7 @@ fn begin(key: &str) -> Begin {
         fingerprint: Fingerprint::from_bytes([7; 32]),
         attempt: AttemptId::new(),
         owner: Arc::new(Owner { host: "host".into(), pid: 1, label: None }),
+        liveness: hapax::store::Liveness::Process,
         lease: Duration::from_secs(60),
         tags: Default::default(),
         take_over: None,

@@ -42,6 +42,7 @@ pub fn begin(name: &str) -> Begin {
         fingerprint: Fingerprint::of(&serde_json::json!({ "n": name })).unwrap(),
         attempt: AttemptId::new(),
         owner: Arc::new(Owner { host: "h".into(), pid: 1, label: None }),
+        liveness: hapax::store::Liveness::Process,
         lease: Duration::from_secs(30),
         tags: BTreeMap::new(),
         take_over: None,

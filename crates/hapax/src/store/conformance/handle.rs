@@ -76,6 +76,7 @@ impl Handle {
             attempt: AttemptId::new(),
             owner: owner("first"),
             lease: HOUR,
+            liveness: crate::store::Liveness::Process,
             tags: BTreeMap::new(),
             take_over: None,
             capacity: None,

@@ -74,6 +74,12 @@ impl Process {
         })
     }
 
+    /// The token of an attempt that hangs on its lease alone: it says whose
+    /// steady clock counts the lease, and no process that could be gone.
+    pub(super) fn lease_token(&self) -> [u8; TOKEN] {
+        Self { namespace: 0, start: 0, pid: 0, ..*self }.token()
+    }
+
     /// Whether both were started since the same boot of one host, so that its
     /// steady clock serves both.
     pub(super) fn shares_clock(&self, other: &Self) -> bool {
@@ -82,7 +88,8 @@ impl Process {
 
     /// Whether `other` is known to run no more.
     pub(super) fn knows_gone(&self, other: &Self) -> bool {
-        if self == other || self.boot == 0 || other.boot == 0 {
+        // No process has the pid 0: such an attempt hangs on its lease alone.
+        if self == other || other.pid == 0 || self.boot == 0 || other.boot == 0 {
             return false;
         }
         if self.boot != other.boot {
@@ -138,6 +145,10 @@ mod tests {
         assert!(!me.knows_gone(&Process { boot: 5, machine: 6, ..me }), "another host");
         assert!(me.knows_gone(&Process { boot: 5, ..me }), "this host before it was restarted");
         assert!(!me.knows_gone(&Process { boot: 0, ..me }), "nothing known");
+        let lease = Process::from_token(&me.lease_token()).unwrap();
+        assert!(me.shares_clock(&lease) && !me.knows_gone(&lease), "it hangs on its lease alone");
+        let before_the_boot = Process { boot: 5, ..lease };
+        assert!(!me.knows_gone(&before_the_boot), "whoever runs it may be elsewhere");
     }
 
     #[test]

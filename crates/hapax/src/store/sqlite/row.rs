@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::error::Failed;
 use super::owner::{Process, fnv};
 use super::schema::{COMPLETED, FAILED, IN_DOUBT, IN_PROGRESS};
-use crate::store::StoreError;
+use crate::store::{Liveness, StoreError};
 use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, Timestamp};
 
 /// Where a key's record is found.
@@ -88,23 +88,39 @@ pub(super) struct Now {
     pub(super) steady: i64,
     me: Process,
     token: [u8; 36],
+    lease_token: [u8; 36],
     // A batch may meet a thousand attempts of one process: /proc is read once.
     gone: HashMap<Vec<u8>, bool, foldhash::fast::RandomState>,
 }
 
 impl Now {
     pub(super) fn new(clock: &dyn Clock, me: Process) -> Self {
-        Self { wall: clock.now(), steady: clock.steady_millis(), me, token: me.token(), gone: HashMap::default() }
+        Self {
+            wall: clock.now(),
+            steady: clock.steady_millis(),
+            me,
+            token: me.token(),
+            lease_token: me.lease_token(),
+            gone: HashMap::default(),
+        }
     }
 
     pub(super) fn token(&self) -> &[u8; 36] {
         &self.token
     }
 
+    /// What is written for an attempt with this liveness.
+    pub(super) fn token_for(&self, liveness: Liveness) -> &[u8; 36] {
+        match liveness {
+            Liveness::Process => &self.token,
+            Liveness::Lease => &self.lease_token,
+        }
+    }
+
     /// Why a row that says in progress is in doubt, if it is.
     pub(super) fn lapse(&mut self, token: &[u8], until: i64, steady: i64) -> Option<&'static str> {
         const LAPSED: &str = "its lease lapsed without a heartbeat";
-        if token == self.token {
+        if token == self.token || token == self.lease_token {
             return (steady <= self.steady).then_some(LAPSED);
         }
         let Some(owner) = Process::from_token(token) else { return Some("its owner cannot be read") };

@@ -131,6 +131,7 @@ impl Game {
                     attempt: self.id(*attempt),
                     owner: owner(&format!("attempt {attempt}")),
                     lease: *lease,
+                    liveness: crate::store::Liveness::Process,
                     tags: [("attempt".to_string(), attempt.to_string())].into(),
                     take_over: take_over.map(|a| self.id(a)),
                     capacity: *capacity,

@@ -1,0 +1,144 @@
+//! `serve` and `proxy`: hapax over HTTP, from a configuration file of their own.
+//!
+//! SIGTERM and SIGINT stop it: it accepts no more, finishes what is under way
+//! up to the limit, and ends with 0. SIGHUP reads the configuration again.
+
+use std::path::{Path, PathBuf};
+
+use hapax_http::telemetry::{self, LogFormat};
+use hapax_http::{ApiServer, ProxyConfig, ProxyServer, Reloader, ServeConfig, ServeError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{LogArgs, Proxy, Serve};
+use crate::failure::{Failure, UNAVAILABLE};
+use crate::settings::Settings;
+use crate::terminal;
+
+/// Serves the API.
+pub fn serve(args: &Serve, settings: &Settings) -> Result<u8, Failure> {
+    let config = serve_config(args, settings)?;
+    run(&args.log, async {
+        let server = ApiServer::bind(config).await.map_err(failed)?;
+        say(server.address(), config_scheme(args, settings)?)?;
+        let reloader = server.reloader();
+        let again = || serve_config(args, settings);
+        let stop = stopped(async || reload(&reloader, again()).await)?;
+        server.run(stop).await.map_err(failed)
+    })
+}
+
+/// Serves an upstream, each key once.
+pub fn proxy(args: &Proxy, settings: &Settings) -> Result<u8, Failure> {
+    let mut config = match &args.server_config {
+        Some(path) => ProxyConfig::from_toml(&read(path)?)?,
+        None => {
+            let mut config = ProxyConfig::default();
+            config.store = settings.server_store()?;
+            config
+        }
+    };
+    if let Some(upstream) = &args.upstream {
+        config.upstream.clone_from(upstream);
+    }
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    if args.require_key {
+        config.require = vec!["POST".into(), "PATCH".into()];
+    }
+    if let Some(wait) = args.wait {
+        config.wait = hapax_http::units::Span(wait.0);
+    }
+    if config.upstream.is_empty() {
+        return Err(Failure::usage("which upstream? Give --upstream http://HOST:PORT"));
+    }
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    run(&args.log, async {
+        let server = ProxyServer::bind(config).await.map_err(failed)?;
+        say(server.address(), scheme)?;
+        let stop = stopped(async || tracing::warn!("a proxy takes up its configuration by a restart"))?;
+        server.run(stop).await.map_err(failed)
+    })
+}
+
+fn serve_config(args: &Serve, settings: &Settings) -> Result<ServeConfig, Failure> {
+    let mut config = match &args.server_config {
+        Some(path) => ServeConfig::from_toml(&read(path)?)?,
+        None => {
+            let mut config = ServeConfig::default();
+            config.store = settings.server_store()?;
+            config.namespace.clone_from(&settings.namespace.value);
+            config
+        }
+    };
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    config.validate()?;
+    Ok(config)
+}
+
+fn config_scheme(args: &Serve, settings: &Settings) -> Result<&'static str, Failure> {
+    Ok(if serve_config(args, settings)?.tls.is_some() { "https" } else { "http" })
+}
+
+fn read(path: &PathBuf) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|e| unreadable(path, &e))
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::usage(format!("the configuration {} cannot be read: {error}", path.display()))
+}
+
+/// The first line on standard output: scripts wait for it.
+fn say(address: std::net::SocketAddr, scheme: &str) -> Result<(), Failure> {
+    terminal::print(&format!("listening on {scheme}://{address}"))
+}
+
+fn run(log: &LogArgs, serving: impl Future<Output = Result<(), Failure>>) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(1, "failed", format!("the runtime cannot be started: {e}")))?;
+    let format = if log.log_json { LogFormat::Json } else { LogFormat::Text };
+    let answer = runtime.block_on(async {
+        let _telemetry = telemetry::start(format, &log.log, log.otlp.as_deref()).map_err(Failure::usage)?;
+        serving.await
+    });
+    runtime.shutdown_background();
+    answer.map(|()| 0)
+}
+
+/// Ends at SIGTERM or SIGINT; does `hup` at every SIGHUP until then.
+fn stopped(hup: impl AsyncFn()) -> Result<impl Future<Output = ()>, Failure> {
+    let listen = |kind| signal(kind).map_err(|e| Failure::new(1, "failed", format!("no signals: {e}")));
+    let mut term = listen(SignalKind::terminate())?;
+    let mut int = listen(SignalKind::interrupt())?;
+    let mut again = listen(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = term.recv() => return,
+                _ = int.recv() => return,
+                _ = again.recv() => hup().await,
+            }
+        }
+    })
+}
+
+async fn reload(reloader: &Reloader, config: Result<ServeConfig, Failure>) {
+    let outcome = match config {
+        Ok(config) => reloader.reload(config).await.map_err(|e| e.to_string()),
+        Err(failure) => Err(failure.message),
+    };
+    if let Err(error) = outcome {
+        tracing::error!(error, "the configuration was not reloaded; the one before holds");
+    }
+}
+
+fn failed(error: ServeError) -> Failure {
+    match error {
+        ServeError::Hapax(error) => error.into(),
+        error => Failure::new(UNAVAILABLE, "unavailable", error.to_string()),
+    }
+}

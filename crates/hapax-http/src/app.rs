@@ -1,0 +1,220 @@
+//! What the handlers share: the store, a manager per namespace, what is
+//! configured now, and the numbers.
+//!
+//! Invariant: what a reload can change lies in [`Live`], which is replaced as a
+//! whole; a request sees one state of it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hapax::store::Store;
+use hapax::{Error, Hapax, Key};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::access::Grant;
+use crate::config::ServeConfig;
+use crate::events::Feed;
+use crate::metrics::Metrics;
+
+/// The most keys noted for the next turn of events.
+const MAX_TOUCHED: usize = 1_000;
+
+/// The server's state. A cheap clone of a handle.
+#[derive(Clone, Debug)]
+pub struct App {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    // Read on every request, written by a reload alone.
+    live: RwLock<Arc<Live>>,
+    metrics: Arc<Metrics>,
+    closing: watch::Sender<bool>,
+}
+
+/// What a reload can change.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) config: ServeConfig,
+    pub(crate) limits: Bounds,
+    pub(crate) grants: Vec<Grant>,
+    pub(crate) tenants: HashMap<String, Arc<Tenant>>,
+    /// Set when there are no tokens.
+    pub(crate) open_to_loopback: Option<Arc<Tenant>>,
+}
+
+/// The limits that handlers need, unwrapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) body_bytes: usize,
+    pub(crate) body_time: Duration,
+    pub(crate) max_wait: Duration,
+}
+
+/// A namespace.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    pub(crate) hapax: Hapax,
+    pub(crate) feed: Feed,
+    /// Keys that requests have touched, for the events of the next turn.
+    touched: Mutex<HashSet<Key>>,
+}
+
+impl Tenant {
+    fn new(hapax: Hapax) -> Self {
+        Self { hapax, feed: Feed::default(), touched: Mutex::new(HashSet::new()) }
+    }
+
+    /// Notes that something happened to a key, if anyone listens.
+    pub(crate) fn touch(&self, key: &Key) {
+        if self.feed.is_heard() {
+            let mut touched = self.touched.lock();
+            if touched.len() < MAX_TOUCHED {
+                touched.insert(key.clone());
+            }
+        }
+    }
+
+    pub(crate) fn take_touched(&self) -> HashSet<Key> {
+        std::mem::take(&mut *self.touched.lock())
+    }
+}
+
+impl App {
+    /// On a store that is open already, wrapped perhaps.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::Store`].
+    pub async fn on(config: ServeConfig, store: Arc<dyn Store>) -> Result<Self, Error> {
+        config.validate()?;
+        let metrics = Arc::new(Metrics::default());
+        let store: Arc<dyn Store> = Arc::new(crate::timed::Timed::new(store, metrics.clone()));
+        let live = Live::make(config, &store, &HashMap::new()).await?;
+        let inner = Inner { store, live: RwLock::new(Arc::new(live)), metrics, closing: watch::Sender::new(false) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Takes up a changed configuration: tokens, policy, limits of requests,
+    /// origins. Address, store and certificate paths stay until a restart.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::Store`]; everything stays as it was then.
+    pub async fn reload(&self, config: ServeConfig) -> Result<(), Error> {
+        config.validate()?;
+        let before = self.live();
+        for (what, same) in
+            [("listen", before.config.listen == config.listen), ("store", before.config.store == config.store)]
+        {
+            if !same {
+                tracing::warn!("{what} has changed in the configuration; that takes a restart");
+            }
+        }
+        let live = Live::make(config, &self.inner.store, &before.tenants).await?;
+        tracing::info!(tokens = live.grants.len(), namespaces = live.tenants.len(), "configuration reloaded");
+        *self.inner.live.write() = Arc::new(live);
+        Ok(())
+    }
+
+    pub(crate) fn live(&self) -> Arc<Live> {
+        self.inner.live.read().clone()
+    }
+
+    pub(crate) fn limits(&self) -> Bounds {
+        self.inner.live.read().limits
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.inner.metrics
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.inner.store
+    }
+
+    /// Asks the store for the time: whether it answers at all.
+    pub(crate) async fn look(&self) -> Result<(), Error> {
+        self.inner.store.now().await?;
+        Ok(())
+    }
+
+    /// The configuration as it stands.
+    #[must_use]
+    pub fn config(&self) -> ServeConfig {
+        self.live().config.clone()
+    }
+
+    /// Returns once the server shuts down: long waits end then.
+    pub(crate) async fn closing(&self) {
+        let mut closing = self.inner.closing.subscribe();
+        // The sender lives as long as this handle.
+        let _ = closing.wait_for(|closing| *closing).await;
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        *self.inner.closing.borrow()
+    }
+
+    /// Tells waiting calls and event streams to end.
+    pub(crate) fn close(&self) {
+        self.inner.closing.send_replace(true);
+    }
+
+    /// Writes what is left to write and lets go of the store.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the last write fails.
+    pub async fn finish(&self, limit: Duration) -> Result<(), Error> {
+        self.close();
+        for tenant in self.live().tenants.values() {
+            let _ = tenant.hapax.shutdown(limit).await?;
+        }
+        Ok(self.inner.store.close().await?)
+    }
+}
+
+impl Live {
+    async fn make(
+        config: ServeConfig,
+        store: &Arc<dyn Store>,
+        before: &HashMap<String, Arc<Tenant>>,
+    ) -> Result<Self, Error> {
+        let mut tenants = HashMap::new();
+        for namespace in config.namespaces() {
+            if tenants.contains_key(namespace) {
+                continue;
+            }
+            let tenant = match before.get(namespace) {
+                Some(tenant) => {
+                    tenant.hapax.configure(|c| config.apply(c))?;
+                    tenant.clone()
+                }
+                None => {
+                    let hapax =
+                        Hapax::builder().store(store.clone()).namespace(namespace).label("hapax serve").build().await?;
+                    hapax.configure(|c| config.apply(c))?;
+                    Arc::new(Tenant::new(hapax))
+                }
+            };
+            tenants.insert(namespace.to_string(), tenant);
+        }
+        let grants = config
+            .tokens
+            .iter()
+            .filter_map(|token| {
+                let tenant = tenants.get(&token.namespace)?.clone();
+                Some(Grant { hash: token.sha256, role: token.role, tenant })
+            })
+            .collect();
+        let open_to_loopback = if config.tokens.is_empty() { tenants.get(&config.namespace).cloned() } else { None };
+        let limits = Bounds {
+            body_bytes: config.limits.body_bytes,
+            body_time: config.limits.body_time.0,
+            max_wait: config.limits.max_wait.0,
+        };
+        Ok(Self { limits, grants, tenants, open_to_loopback, config })
+    }
+}

@@ -1,0 +1,42 @@
+//! hapax over HTTP.
+//!
+//! - [`ApiServer`]: the library for callers in any language (`hapax serve`).
+//! - [`HttpStore`]: a server as the store of a manager elsewhere.
+//! - [`ProxyServer`]: the layer in front of any HTTP API (`hapax proxy`).
+//! - [`IdempotencyLayer`]: the `Idempotency-Key` header for any tower service.
+#![forbid(unsafe_code)]
+
+mod access;
+mod api;
+mod app;
+mod assets;
+mod client;
+mod config;
+mod docs;
+mod events;
+pub mod layer;
+mod metrics;
+pub mod openapi;
+pub mod path;
+mod problem;
+pub mod proxy;
+mod proxy_server;
+mod router;
+mod schema;
+mod serve;
+mod server;
+mod stall;
+pub mod telemetry;
+mod timed;
+mod tls;
+pub mod units;
+
+pub use access::{Role, TokenHash};
+pub use client::HttpStore;
+pub use config::{
+    DEFAULT_LISTEN, EncryptionConfig, EncryptionKey, Limits, PolicyConfig, ServeConfig, TlsConfig, TokenConfig,
+};
+pub use layer::{Fate, Fates, Idempotency, IdempotencyLayer, IdempotencyService, KeySource, Scope};
+pub use problem::{Kind, Problem, REPLAYED};
+pub use proxy_server::{ProxyConfig, ProxyServer};
+pub use serve::{ApiServer, Reloader, ServeError};

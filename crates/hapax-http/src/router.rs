@@ -1,0 +1,111 @@
+//! The router: the API, what describes it, and what watches over it.
+//!
+//! `/` is the dashboard's place: [`assets`](crate::assets) are embedded there.
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{HeaderValue, Method, StatusCode, header};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::access::Reader;
+use crate::app::App;
+use crate::problem::{Kind, Problem};
+use crate::{api, assets, docs, openapi};
+
+/// The API's routes and what they say of themselves.
+pub(crate) fn paths() -> (Router<App>, OpenApi) {
+    OpenApiRouter::new().merge(api::routes()).split_for_parts()
+}
+
+/// The whole service.
+pub fn router(app: App) -> Router {
+    let (routes, paths) = paths();
+    let document = openapi::complete(paths);
+    let page = docs::page(&document);
+    let text = serde_json::to_string_pretty(&document).unwrap_or_default() + "\n";
+    routes
+        .route("/openapi.json", get(move || content("application/json", text.clone())))
+        .route("/docs", get(move || content("text/html; charset=utf-8", page.clone())))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .merge(assets::routes())
+        .fallback(|request: Request| async move {
+            Problem::new(Kind::NotFound, format!("there is no {}; /docs lists what there is", request.uri().path()))
+        })
+        .method_not_allowed_fallback(|request: Request| async move {
+            let detail =
+                format!("{} is not answered at {}; /docs lists what is", request.method(), request.uri().path());
+            Problem::new(Kind::MethodNotAllowed, detail)
+        })
+        .layer(from_fn_with_state(app.clone(), observe))
+        .with_state(app)
+}
+
+async fn content(content_type: &'static str, body: String) -> Response {
+    ([(header::CONTENT_TYPE, content_type), (header::CONTENT_SECURITY_POLICY, docs::POLICY)], body).into_response()
+}
+
+/// Ready while the store answers and the server is not shutting down.
+async fn ready(State(app): State<App>) -> Response {
+    if app.is_closing() {
+        return Problem::new(Kind::ShuttingDown, "the server is shutting down").into_response();
+    }
+    let asked = tokio::time::timeout(std::time::Duration::from_secs(2), app.look()).await;
+    match asked {
+        Ok(Ok(())) => "ready\n".into_response(),
+        Ok(Err(error)) => Problem::from(error).into_response(),
+        Err(_) => Problem::new(Kind::StoreUnavailable, "the store did not answer within 2 s").into_response(),
+    }
+}
+
+async fn metrics(State(app): State<App>, request: Request) -> Response {
+    if !app.live().config.public_metrics {
+        let (mut parts, _) = request.into_parts();
+        use axum::extract::FromRequestParts;
+        if let Err(problem) = Reader::from_request_parts(&mut parts, &app).await {
+            return problem.into_response();
+        }
+    }
+    let text = app.metrics().text(&app).await;
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// Counts every request, and answers for browsers of other origins.
+async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let method = request.method().clone();
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let allowed = origin.filter(|origin| app.live().config.cors_origins.iter().any(|o| origin == o.as_str()));
+    let running = app.metrics().request();
+    let preflight = method == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response = match &allowed {
+        Some(_) if preflight => StatusCode::NO_CONTENT.into_response(),
+        _ => next.run(request).await,
+    };
+    if let Some(origin) = allowed {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.append(header::VARY, HeaderValue::from_static("Origin"));
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static("Idempotency-Replayed, Location, Retry-After"),
+        );
+        if preflight {
+            headers.insert(
+                header::ACCESS_CONTROL_ALLOW_METHODS,
+                HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"),
+            );
+            headers
+                .insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
+            headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+        }
+    }
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    running.done(&method, route.as_ref().map_or("", MatchedPath::as_str), response.status());
+    response
+}

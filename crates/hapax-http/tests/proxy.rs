@@ -1,0 +1,276 @@
+//! The proxy in front of upstreams that behave, misbehave and die.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use common::{Running, raw};
+use hapax_http::{ProxyConfig, ProxyServer};
+use http::Method;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, oneshot};
+
+/// An upstream that answers every connection's requests with the bytes it was given, and keeps what it read.
+struct Upstream {
+    address: std::net::SocketAddr,
+    heard: Arc<Mutex<Vec<String>>>,
+    count: Arc<AtomicU32>,
+}
+
+/// `end`: closes after the answer.
+async fn upstream(answer: &'static [u8], end: bool) -> Upstream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (heard, count) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU32::new(0)));
+    let of_task = (heard.clone(), count.clone());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (heard, count) = (of_task.0.clone(), of_task.1.clone());
+            tokio::spawn(async move {
+                let mut buffer = Vec::new();
+                loop {
+                    let mut part = [0; 4096];
+                    let n = stream.read(&mut part).await.unwrap_or(0);
+                    if n == 0 {
+                        return;
+                    }
+                    buffer.extend_from_slice(&part[..n]);
+                    let text = String::from_utf8_lossy(&buffer).into_owned();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                    let length = head.lines().filter_map(|l| {
+                        l.to_ascii_lowercase().strip_prefix("content-length: ").map(|v| v.parse::<usize>().unwrap())
+                    });
+                    if body.len() < length.sum() {
+                        continue;
+                    }
+                    heard.lock().await.push(text.clone());
+                    count.fetch_add(1, Ordering::SeqCst);
+                    buffer.clear();
+                    let _ = stream.write_all(answer).await;
+                    if end {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Upstream { address, heard, count }
+}
+
+async fn proxy(to: std::net::SocketAddr, more: &str) -> Running {
+    let mut config = ProxyConfig::from_toml(&format!("upstream = \"http://{to}/base\"\n{more}")).unwrap();
+    config.listen.set_port(0);
+    let server = ProxyServer::bind(config).await.unwrap();
+    let address = server.address();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(async move {
+        let stop = async {
+            let _ = stopped.await;
+        };
+        server.run(stop).await.unwrap();
+    });
+    Running::new(address, stop, task)
+}
+
+#[tokio::test]
+async fn an_answer_is_replayed_and_the_key_travels_on() {
+    let up = upstream(
+        b"HTTP/1.1 201 Created\r\nconnection: x-hop\r\nx-hop: 1\r\nx-id: 7\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        false,
+    )
+    .await;
+    let server = proxy(up.address, "").await;
+    let http = server
+        .client()
+        .with("idempotency-key", "k")
+        .with("connection", "x-mine")
+        .with("x-mine", "1")
+        .with("te", "trailers");
+    let first = http.send(Method::POST, "/pay?a=b", r#"{"n":1}"#).await;
+    assert_eq!(
+        (first.is(201).header("x-id"), first.header("x-hop"), first.body.as_ref()),
+        (Some("7"), None, &b"hello"[..])
+    );
+    let again = http.send(Method::POST, "/pay?a=b", r#"{"n":1}"#).await;
+    assert_eq!(
+        (again.is(201).header("idempotency-replayed"), again.header("x-id"), again.body.as_ref()),
+        (Some("true"), Some("7"), &b"hello"[..])
+    );
+    let heard = up.heard.lock().await.clone();
+    assert_eq!(heard.len(), 1);
+    let request = heard[0].to_ascii_lowercase();
+    assert!(request.starts_with("post /base/pay?a=b http/1.1\r\n"), "{request}");
+    for there in [
+        "idempotency-key: k\r\n",
+        "x-forwarded-for: 127.0.0.1\r\n",
+        "content-length: 7\r\n",
+        &format!("host: {}\r\n", up.address),
+    ] {
+        assert!(request.contains(there), "{there} is missing in {request}");
+    }
+    for gone in ["x-mine", "te: ", "transfer-encoding"] {
+        assert!(!request.contains(gone), "{gone} is in {request}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_dies_in_the_middle_of_its_answer_leaves_doubt() {
+    for half in [
+        &b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"[..],
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        b"HTTP/1.1 200 OK\r\nconte",
+        b"",
+        b"nonsense\r\n\r\n",
+    ] {
+        let up = upstream(half, true).await;
+        let server = proxy(up.address, "").await;
+        let http = server.client().with("idempotency-key", "k");
+        assert_eq!(http.send(Method::POST, "/", "").await.is(502).problem(), "upstream-lost", "{half:?}");
+        assert_eq!(http.send(Method::POST, "/", "").await.is(409).problem(), "in-doubt");
+        assert_eq!(up.count.load(Ordering::SeqCst), 1, "{half:?}");
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_process_that_is_killed_leaves_doubt() {
+    // A process of its own, so that its sockets end as the kernel ends them.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let script = format!(
+        "import socket,time\ns=socket.socket();s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1);s.bind(('127.0.0.1',{port}));s.listen()\n\
+         while True:\n c,_=s.accept()\n c.recv(65536);c.sendall(b'HTTP/1.1 200 OK\\r\\ncontent-length: 10\\r\\n\\r\\nhalf')\n time.sleep(60)\n"
+    );
+    let Ok(mut child) = tokio::process::Command::new("python3").arg("-c").arg(script).kill_on_drop(true).spawn() else {
+        return; // no Python here: the test above does the same with a task
+    };
+    for _ in 0..100 {
+        if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // The connection that looked whether it listens occupies it: another process for the request.
+    child.kill().await.unwrap();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let server = proxy(address, "").await;
+    let http = server.client().with("idempotency-key", "k");
+    assert_eq!(http.send(Method::POST, "/", "").await.is(502).problem(), "upstream-unreachable");
+    let script = format!(
+        "import socket,time\ns=socket.socket();s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1);s.bind(('127.0.0.1',{port}));s.listen()\n\
+         c,_=s.accept()\nc.recv(65536);c.sendall(b'HTTP/1.1 200 OK\\r\\ncontent-length: 10\\r\\n\\r\\nhalf')\ntime.sleep(60)\n"
+    );
+    let mut child = tokio::process::Command::new("python3").arg("-c").arg(script).kill_on_drop(true).spawn().unwrap();
+    // Unreachable released the key, so it is tried until the process listens.
+    let asked = async {
+        loop {
+            let answer = http.send(Method::POST, "/", "").await;
+            if answer.problem() != "upstream-unreachable" {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let kill = async {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        child.kill().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(20), asked), kill);
+    assert_eq!(answer.unwrap().is(502).problem(), "upstream-lost");
+    assert_eq!(http.send(Method::POST, "/", "").await.is(409).problem(), "in-doubt");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_there_releases_the_key() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let server = proxy(address, "").await;
+    let http = server.client().with("idempotency-key", "k");
+    for _ in 0..2 {
+        let answer = http.send(Method::POST, "/", "").await;
+        assert_eq!(
+            (answer.is(502).problem().as_str(), answer.header("hapax-state")),
+            ("upstream-unreachable", Some("released"))
+        );
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_too_slow_leaves_doubt() {
+    let up = upstream(b"", false).await;
+    let server = proxy(up.address, "upstream_time = \"300ms\"").await;
+    let http = server.client().with("idempotency-key", "k");
+    assert_eq!(http.send(Method::POST, "/", "").await.is(502).problem(), "upstream-lost");
+    assert_eq!(http.send(Method::POST, "/", "").await.is(409).problem(), "in-doubt");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn heads_empty_answers_and_informational_ones_go_through() {
+    let early =
+        upstream(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\nx-id: 1\r\n\r\n", false)
+            .await;
+    let server = proxy(early.address, "").await;
+    let http = server.client().with("idempotency-key", "k");
+    for replayed in ["false", "true"] {
+        let answer = http.send(Method::POST, "/", "").await;
+        assert_eq!((answer.is(204).header("idempotency-replayed"), answer.body.len()), (Some(replayed), 0));
+    }
+    server.stop().await;
+
+    let head = upstream(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\netag: \"x\"\r\n\r\n", false).await;
+    let server = proxy(head.address, "").await;
+    let answer = server.client().send(Method::HEAD, "/", "").await;
+    assert_eq!((answer.is(200).header("content-length"), answer.body.len()), (Some("5"), 0));
+    server.stop().await;
+
+    let unchanged = upstream(b"HTTP/1.1 304 Not Modified\r\netag: \"x\"\r\n\r\n", false).await;
+    let server = proxy(unchanged.address, "").await;
+    let answer = server.client().get("/").await;
+    assert_eq!((answer.is(304).header("etag"), answer.body.len()), (Some("\"x\""), 0));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn bodies_in_chunks_and_expectations_are_taken_in() {
+    let up = upstream(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", false).await;
+    let server = proxy(up.address, "").await;
+    let chunked = "POST /c HTTP/1.1\r\nhost: a\r\nidempotency-key: c\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+    let answer = raw(server.address, chunked.as_bytes(), Duration::from_millis(500)).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok"), "{answer}");
+    let expect =
+        "POST /e HTTP/1.1\r\nhost: a\r\nidempotency-key: e\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nhi";
+    let answer = raw(server.address, expect.as_bytes(), Duration::from_millis(500)).await;
+    assert!(answer.starts_with("HTTP/1.1 100") && answer.ends_with("ok"), "{answer}");
+    let heard = up.heard.lock().await.concat();
+    assert!(heard.contains("abcde") && !heard.to_ascii_lowercase().contains("expect"), "{heard}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_says_so() {
+    for bad in ["upstream = \"ftp://a\"", "upstream = \"\"", "upstream = \"http://u:p@a\"", "upstream = \"http://a?b\""]
+    {
+        let config = ProxyConfig::from_toml(bad).unwrap();
+        assert!(ProxyServer::bind(config).await.is_err(), "{bad}");
+    }
+    for bad in [
+        "[fates]\n\"6xx\" = \"keep\"",
+        "require = [\"GET\"]",
+        "key_pointers = [\"id\"]",
+        "key_headers = [\"a b\"]",
+        "max_response_bytes = 0",
+    ] {
+        assert!(ProxyConfig::from_toml(bad).is_err(), "{bad}");
+    }
+}

@@ -1,0 +1,380 @@
+//! Remote attempts: begun here for someone elsewhere, who runs the action,
+//! keeps the lease by heartbeats and says how it ended, by key and attempt id.
+//!
+//! Nothing of a remote attempt lives in this process. It hangs on its lease
+//! alone ([`Liveness::Lease`](crate::store::Liveness)), so it outlives the
+//! manager that began it, and any manager on the same store may renew and end
+//! it. The steps of a claim are those of [`Hapax::execute`], taken by the same
+//! code. Invariant: a claim that is asked for again under the attempt id of its
+//! holder answers with that very attempt, never with a second one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::Instrument;
+
+use crate::action::Identified;
+use crate::claim::Before;
+use crate::config::validate_policy;
+use crate::execute::{Acquired, Holder, Start};
+use crate::recent::{Answer, Entry};
+use crate::stats::bump;
+use crate::store::{Beat, End, Ended, Liveness};
+use crate::{Action, AttemptId, Error, Fingerprint, Hapax, Json, Key, Owner, State, Timestamp, Ttl, Unrecorded};
+
+/// The tag under which a record keeps the time to live that its claim asked
+/// for: milliseconds, or `never`.
+pub const TTL_TAG: &str = "hapax.ttl";
+
+/// A claim for someone elsewhere.
+#[derive(Clone, Debug)]
+pub struct RemoteCall {
+    action: Action,
+    fingerprint: Option<Fingerprint>,
+    attempt: Option<AttemptId>,
+    owner: Option<Owner>,
+    take_over: Option<AttemptId>,
+}
+
+impl RemoteCall {
+    /// A claim of the action's key.
+    #[must_use]
+    pub fn new(action: Action) -> Self {
+        Self { action, fingerprint: None, attempt: None, owner: None, take_over: None }
+    }
+
+    /// The fingerprint of params that stay with the caller. Needs the caller's own key.
+    #[must_use]
+    pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
+        self.fingerprint = Some(fingerprint);
+        self
+    }
+
+    /// The attempt's id, chosen by the caller and never used before: after a
+    /// lost answer, the same claim with the same id gets the same attempt.
+    #[must_use]
+    pub fn attempt(mut self, id: AttemptId) -> Self {
+        self.attempt = Some(id);
+        self
+    }
+
+    /// Who runs the action; this manager's process when not said.
+    #[must_use]
+    pub fn owner(mut self, owner: Owner) -> Self {
+        self.owner = Some(owner);
+        self
+    }
+
+    /// Takes the key over if it is in doubt by this attempt, whatever the policy says.
+    #[must_use]
+    pub fn take_over(mut self, of: AttemptId) -> Self {
+        self.take_over = Some(of);
+        self
+    }
+}
+
+/// What [`Hapax::claim_remote`] found.
+#[derive(Clone, Debug)]
+pub enum RemoteClaimed {
+    /// The key is the caller's: run the action, renew the lease, say how it ended.
+    Started(RemoteClaim),
+    /// The action ran before; this is its result or error.
+    Replay(Replay),
+}
+
+/// A live attempt of someone elsewhere.
+#[derive(Clone, Debug)]
+pub struct RemoteClaim {
+    /// The key.
+    pub key: Key,
+    /// The attempt's id: with the key, the right to end it.
+    pub attempt: AttemptId,
+    /// Executions begun under this key, this one included: more than 1 after a doubt.
+    pub attempts: u64,
+    /// How long it may be silent.
+    pub lease: Duration,
+    /// When it began, by the store's clock.
+    pub started_at: Timestamp,
+}
+
+/// What is on record.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// The key.
+    pub key: Key,
+    /// The result, or the error that was recorded for good.
+    pub answer: Result<Json, String>,
+    /// When it was recorded.
+    pub executed_at: Timestamp,
+    /// How long the action took.
+    pub duration_ms: u64,
+}
+
+impl Replay {
+    fn of(entry: &Entry) -> Self {
+        let answer = match &entry.answer {
+            Answer::Result(json) => Ok(json.clone()),
+            Answer::Failure(message) => Err(message.clone()),
+        };
+        Self { key: entry.key.clone(), answer, executed_at: entry.at, duration_ms: entry.duration_ms }
+    }
+}
+
+/// How a remote attempt ended.
+#[derive(Clone, Debug)]
+pub enum RemoteEnd {
+    /// With a result.
+    Complete {
+        /// The result.
+        result: Json,
+        /// How long it is kept; `None`: as the claim said, else as the policy says.
+        ttl: Option<Ttl>,
+        /// How long the action took; `None`: since the attempt began.
+        duration: Option<Duration>,
+    },
+    /// With an error for good.
+    Fail {
+        /// The error.
+        error: String,
+        /// As above.
+        ttl: Option<Ttl>,
+        /// As above.
+        duration: Option<Duration>,
+    },
+    /// Without effect: the key is free. It speaks for this attempt alone: after
+    /// a take-over the doubt before it stays.
+    Release,
+    /// Without effect, and so was every attempt before it: someone has looked.
+    ReleaseAll,
+    /// Nobody knows how: the key is in doubt.
+    Doubt {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// When a remote attempt's end was recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteEnded {
+    /// By the store's clock.
+    pub at: Timestamp,
+    /// When the result or error expires.
+    pub expires_at: Option<Timestamp>,
+    /// The key's state from now on; `None` when it is free.
+    pub state: Option<State>,
+    /// How long the action took, for a result or an error.
+    pub duration: Option<Duration>,
+}
+
+impl Hapax {
+    /// Claims the key of an action for someone elsewhere, or finds what is on
+    /// record: as [`claim`](Self::claim), but without a guard. The attempt lives
+    /// as long as its lease is renewed by [`heartbeat_remote`](Self::heartbeat_remote),
+    /// whatever becomes of this manager.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+    /// use hapax::{Action, Hapax, Json, RemoteCall, RemoteClaimed, RemoteEnd};
+    ///
+    /// let hapax = Hapax::open("memory:").await?;
+    /// let call = RemoteCall::new(Action::new("send_message", "slack").signal("mail-7"));
+    /// if let RemoteClaimed::Started(claim) = hapax.claim_remote(&call).await? {
+    ///     let result = Json::parse("\"sent\"").unwrap_or_else(|_| unreachable!());
+    ///     let end = RemoteEnd::Complete { result, ttl: None, duration: None };
+    ///     hapax.end_remote(&claim.key, claim.attempt, end).await?;
+    /// }
+    /// assert!(matches!(hapax.claim_remote(&call).await?, RemoteClaimed::Replay(_)));
+    /// # Ok::<(), hapax::Error>(()) }).map_err(|e| e.to_string())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim).
+    pub async fn claim_remote(&self, call: &RemoteCall) -> Result<RemoteClaimed, Error> {
+        let identified = self.identify_remote(call)?;
+        if let Some(answer) = self.recall_as(&identified, |entry| Ok(Replay::of(entry))) {
+            return answer.map(RemoteClaimed::Replay);
+        }
+        let action = &call.action;
+        let policy = self.policy_of(action)?;
+        let owner = call.owner.clone().map_or_else(|| self.inner.owner.clone(), Arc::new);
+        let holder = Holder {
+            start: Start::Plain,
+            liveness: Liveness::Lease,
+            owner,
+            attempt: call.attempt,
+            take_over: call.take_over,
+        };
+        let span = tracing::debug_span!("hapax.claim_remote", key = %identified.key, action = action.action_type, target = action.target);
+        let acquired = self.acquire(action, &identified, &policy, &holder).instrument(span).await;
+        self.inner.background.wake();
+        match acquired? {
+            Acquired::Entry(entry) => Ok(RemoteClaimed::Replay(Replay::of(&entry))),
+            Acquired::Started(started) => {
+                // It runs elsewhere: neither a place here nor the flight is its own.
+                self.inner.leave();
+                Ok(RemoteClaimed::Started(RemoteClaim {
+                    key: identified.key,
+                    attempt: started.attempt,
+                    attempts: started.attempts,
+                    lease: policy.lease,
+                    started_at: started.started_at,
+                }))
+            }
+        }
+    }
+
+    fn identify_remote(&self, call: &RemoteCall) -> Result<Identified, Error> {
+        match (call.fingerprint, &call.action.key) {
+            (None, _) => self.identify(&call.action).map(std::borrow::Cow::into_owned),
+            (Some(fingerprint), Some(key)) => Ok(Identified { key: key.clone(), fingerprint }),
+            (Some(_), None) => {
+                Err(Error::Config { message: "a fingerprint without params needs a key of the caller's own".into() })
+            }
+        }
+    }
+
+    /// Renews the lease of a remote attempt; `lease` is the policy's when `None`.
+    /// Returns until when it may be silent, about, by this host's clock.
+    ///
+    /// # Errors
+    /// [`Error::InDoubt`] when the lease had lapsed before: the attempt may still
+    /// be ended. [`Error::LostClaim`] when it was taken over, settled or ended.
+    /// [`Error::Config`] for a lease out of its range; [`Error::Store`].
+    pub async fn heartbeat_remote(
+        &self,
+        key: &Key,
+        attempt: AttemptId,
+        lease: Option<Duration>,
+    ) -> Result<Timestamp, Error> {
+        let mut policy = self.config().policy.clone();
+        policy.lease = lease.unwrap_or(policy.lease);
+        validate_policy(&policy)?;
+        let (store, namespace) = (&self.inner.store, &self.inner.namespace);
+        let beats = store.heartbeat(namespace.clone(), vec![(key.clone(), attempt, policy.lease)]).await?;
+        match beats.first() {
+            Some(Beat::Renewed) => Ok(store.now().await?.plus(policy.lease)),
+            Some(Beat::Lapsed) => match self.record(key).await? {
+                Some(record) if record.state == State::InDoubt => Err(Error::InDoubt { record: Box::new(record) }),
+                _ => Err(self.lost(key, attempt, None)),
+            },
+            Some(Beat::Lost) | None => Err(self.lost(key, attempt, None)),
+        }
+    }
+
+    /// Says how a remote attempt ended. The same end said again, after a lost
+    /// answer, gets the same answer (but for a release, which leaves nothing).
+    ///
+    /// # Errors
+    /// [`Error::LostClaim`] when it was taken over, settled or ended otherwise;
+    /// [`Error::NotRecorded`] when the result is larger than the limit: the key
+    /// is in doubt then; [`Error::Store`], and the key is in doubt when the lease lapses.
+    pub async fn end_remote(&self, key: &Key, attempt: AttemptId, end: RemoteEnd) -> Result<RemoteEnded, Error> {
+        let inner = &self.inner;
+        if let RemoteEnd::Complete { result, .. } = &end
+            && result.as_str().len() > inner.config.read().max_result_bytes
+        {
+            return self.too_large(key, attempt, result).await;
+        }
+        if !matches!(end, RemoteEnd::Complete { .. }) {
+            bump(&inner.gauges.failures);
+        }
+        let (namespace, epoch) = (inner.namespace.clone(), inner.store.epoch());
+        let (end, fingerprint) = match end {
+            RemoteEnd::Release => (self.without_effect(key, attempt).await?, None),
+            RemoteEnd::ReleaseAll => (End::Release, None),
+            RemoteEnd::Doubt { reason } => (End::Doubt { reason }, None),
+            RemoteEnd::Complete { result, ttl, duration } => {
+                let (fingerprint, ttl, duration) = self.terms(key, attempt, ttl, duration).await?;
+                (End::Complete { result, ttl, duration }, Some(fingerprint))
+            }
+            RemoteEnd::Fail { error, ttl, duration } => {
+                let (fingerprint, ttl, duration) = self.terms(key, attempt, ttl, duration).await?;
+                (End::Fail { error, ttl, duration }, Some(fingerprint))
+            }
+        };
+        let known = match &end {
+            End::Complete { result, duration, .. } => Some((Answer::Result(result.clone()), *duration)),
+            End::Fail { error, duration, .. } => Some((Answer::Failure(error.clone()), *duration)),
+            End::Release | End::Doubt { .. } => None,
+        };
+        let state = match &end {
+            End::Complete { .. } => Some(State::Completed),
+            End::Fail { .. } => Some(State::Failed),
+            End::Doubt { .. } => Some(State::InDoubt),
+            End::Release => None,
+        };
+        inner.background.wake();
+        match inner.store.end(namespace, key.clone(), attempt, end).await? {
+            Ended::Done { at, expires_at } => {
+                tracing::debug!(%key, %attempt, recorded = known.is_some(), "remote attempt ended");
+                let duration = known.as_ref().map(|(_, duration)| *duration);
+                if let (Some((answer, duration)), Some(fingerprint)) = (known, fingerprint) {
+                    let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+                    let mut entry = Entry::new(key.clone(), fingerprint, answer, at, duration_ms);
+                    entry.epoch = epoch;
+                    entry.until = inner.until(at, expires_at);
+                    inner.recent.insert(Arc::new(entry));
+                }
+                Ok(RemoteEnded { at, expires_at, state, duration })
+            }
+            Ended::Lost(_) => Err(self.lost(key, attempt, None)),
+        }
+    }
+
+    /// How an attempt ends that had no effect; see [`Before`].
+    async fn without_effect(&self, key: &Key, attempt: AttemptId) -> Result<End, Error> {
+        let record = self.record(key).await?.filter(|r| r.attempt_id == attempt);
+        let record = record.ok_or_else(|| self.lost(key, attempt, None))?;
+        let before = if record.attempts > 1 { Before::Doubt } else { Before::Nothing };
+        Ok(before.without_effect("the action failed without effect"))
+    }
+
+    /// What the record under the key adds to an attempt's end: its fingerprint,
+    /// how long the result is kept, how long the action took.
+    async fn terms(
+        &self,
+        key: &Key,
+        attempt: AttemptId,
+        ttl: Option<Ttl>,
+        duration: Option<Duration>,
+    ) -> Result<(Fingerprint, Ttl, Duration), Error> {
+        let record = self.record(key).await?;
+        // Whether the attempt still holds the key is the store's to say, in one step with the end.
+        let Some(record) = record.filter(|r| r.attempt_id == attempt) else {
+            return Err(self.lost(key, attempt, None));
+        };
+        let ttl = match (ttl, record.tags.get(TTL_TAG).map(String::as_str)) {
+            (Some(ttl), _) => ttl,
+            (None, Some("never")) => Ttl::Never,
+            (None, asked) => match asked.and_then(|ms| ms.parse().ok()) {
+                Some(ms) => Ttl::For(Duration::from_millis(ms)),
+                None => self.config().policy_for(&record.action_type, &record.target).ttl,
+            },
+        };
+        if ttl == Ttl::For(Duration::ZERO) {
+            return Err(Error::Config { message: "ttl is zero: give a duration or `never`".into() });
+        }
+        let duration = match duration {
+            Some(duration) => duration,
+            None => self.inner.store.now().await?.since(record.started_at),
+        };
+        Ok((record.fingerprint, ttl, duration))
+    }
+
+    async fn too_large(&self, key: &Key, attempt: AttemptId, result: &Json) -> Result<RemoteEnded, Error> {
+        let (size, limit) = (result.as_str().len(), self.inner.config.read().max_result_bytes);
+        let reason = format!("it is {size} bytes of JSON and max_result_bytes is {limit}");
+        let end = End::Doubt { reason: format!("the action ran but its result was not recorded: {reason}") };
+        match self.inner.store.end(self.inner.namespace.clone(), key.clone(), attempt, end).await? {
+            Ended::Done { .. } => {
+                Err(Error::NotRecorded { key: key.clone(), reason, value: Unrecorded::new(result.clone()) })
+            }
+            Ended::Lost(_) => Err(self.lost(key, attempt, Some(Unrecorded::new(result.clone())))),
+        }
+    }
+
+    fn lost(&self, key: &Key, attempt: AttemptId, value: Option<Unrecorded>) -> Error {
+        Error::LostClaim { key: key.clone(), attempt, value }
+    }
+}

@@ -1,0 +1,129 @@
+//! Remote attempts: begun by a manager, held by someone elsewhere.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hapax::store::memory::MemoryStore;
+use hapax::{
+    Action, AttemptId, Error, Hapax, InFlight, Json, Key, ManualClock, OnDoubt, PolicyPatch, RemoteCall, RemoteClaim,
+    RemoteClaimed, RemoteEnd, State, TTL_TAG,
+};
+use serde_json::json;
+
+fn action() -> Action {
+    let patch = PolicyPatch::new().in_flight(InFlight::Reject).lease(Duration::from_secs(10));
+    Action::new("create_task", "trello").signal("s-1").params(json!({"name": "Task"})).policy(patch)
+}
+
+async fn begin(hapax: &Hapax, call: &RemoteCall) -> RemoteClaim {
+    match hapax.claim_remote(call).await.unwrap() {
+        RemoteClaimed::Started(claim) => claim,
+        RemoteClaimed::Replay(replay) => panic!("{replay:?}"),
+    }
+}
+
+fn complete(result: &serde_json::Value) -> RemoteEnd {
+    RemoteEnd::Complete { result: Json::of(result).unwrap(), ttl: None, duration: None }
+}
+
+async fn on_clock() -> (Hapax, ManualClock) {
+    let clock = ManualClock::new();
+    let store = Arc::new(MemoryStore::with_clock(Arc::new(clock.clone())));
+    (Hapax::builder().store(store).build().await.unwrap(), clock)
+}
+
+#[tokio::test]
+async fn a_remote_attempt_outlives_the_manager_that_began_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("h.db").display());
+    let first = Hapax::open(&url).await.unwrap();
+    let claim = begin(&first, &RemoteCall::new(action())).await;
+    assert_eq!(first.shutdown(Duration::from_secs(1)).await.unwrap().unfinished, 0, "it holds no place");
+    drop(first);
+
+    let second = Hapax::open(&url).await.unwrap();
+    assert_eq!(second.record(&claim.key).await.unwrap().unwrap().state, State::InProgress);
+    second.heartbeat_remote(&claim.key, claim.attempt, None).await.unwrap();
+    second.end_remote(&claim.key, claim.attempt, complete(&json!("card-1"))).await.unwrap();
+    let RemoteClaimed::Replay(replay) = second.claim_remote(&RemoteCall::new(action())).await.unwrap() else {
+        panic!("it is on record")
+    };
+    assert_eq!(replay.answer.unwrap().as_str(), "\"card-1\"");
+}
+
+#[tokio::test]
+async fn a_claim_asked_for_again_is_the_same_attempt() {
+    let (hapax, _) = on_clock().await;
+    let id = AttemptId::new();
+    let call = RemoteCall::new(action()).attempt(id);
+    let (first, again) = (begin(&hapax, &call).await, begin(&hapax, &call).await);
+    assert_eq!((first.attempt, again.attempt, again.attempts), (id, id, 1));
+    let other = hapax.claim_remote(&RemoteCall::new(action())).await.unwrap_err();
+    assert!(matches!(other, Error::InFlight { .. }), "{other}");
+}
+
+#[tokio::test]
+async fn a_silent_attempt_is_in_doubt_and_its_own_late_answer_still_counts() {
+    let (hapax, clock) = on_clock().await;
+    let claim = begin(&hapax, &RemoteCall::new(action())).await;
+    clock.advance(Duration::from_secs(9));
+    hapax.heartbeat_remote(&claim.key, claim.attempt, Some(Duration::from_secs(10))).await.unwrap();
+    clock.advance(Duration::from_secs(11));
+    let lapsed = hapax.heartbeat_remote(&claim.key, claim.attempt, None).await.unwrap_err();
+    assert!(matches!(lapsed, Error::InDoubt { .. }), "{lapsed}");
+    let refused = hapax.claim_remote(&RemoteCall::new(action())).await.unwrap_err();
+    assert!(matches!(refused, Error::InDoubt { .. }), "{refused}");
+    hapax.end_remote(&claim.key, claim.attempt, complete(&json!(1))).await.unwrap();
+    // The answer to the first was lost: the same end again is the same answer.
+    hapax.end_remote(&claim.key, claim.attempt, complete(&json!(1))).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_takes_over_its_own_doubt_gets_a_new_attempt() {
+    let (hapax, clock) = on_clock().await;
+    let id = AttemptId::new();
+    begin(&hapax, &RemoteCall::new(action()).attempt(id)).await;
+    clock.advance(Duration::from_secs(11));
+    let rerun = action().policy(PolicyPatch::new().on_doubt(OnDoubt::RunAgain));
+    let second = begin(&hapax, &RemoteCall::new(rerun).attempt(id)).await;
+    assert_ne!(second.attempt, id);
+    assert_eq!(second.attempts, 2);
+    // It speaks for itself alone: the doubt before it stays, until someone has looked.
+    let released = hapax.end_remote(&second.key, second.attempt, RemoteEnd::Release).await.unwrap();
+    assert_eq!(released.state, Some(State::InDoubt));
+    let freed = hapax.end_remote(&second.key, second.attempt, RemoteEnd::ReleaseAll).await.unwrap();
+    assert_eq!(freed.state, None);
+    let stale = hapax.end_remote(&second.key, id, RemoteEnd::Release).await.unwrap_err();
+    assert!(matches!(stale, Error::LostClaim { .. }), "{stale}");
+}
+
+#[tokio::test]
+async fn the_time_to_live_of_the_claim_holds_for_the_result() {
+    let (hapax, _) = on_clock().await;
+    let claim = begin(&hapax, &RemoteCall::new(action().tag(TTL_TAG, "60000"))).await;
+    let ended = hapax.end_remote(&claim.key, claim.attempt, complete(&json!(1))).await.unwrap();
+    assert_eq!(ended.expires_at.unwrap().since(ended.at), Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn a_result_over_the_limit_leaves_doubt() {
+    let hapax = Hapax::builder().max_result_bytes(10).build().await.unwrap();
+    let claim = begin(&hapax, &RemoteCall::new(action())).await;
+    let error = hapax.end_remote(&claim.key, claim.attempt, complete(&json!("0123456789"))).await.unwrap_err();
+    assert!(matches!(error, Error::NotRecorded { .. }), "{error}");
+    assert_eq!(hapax.record(&claim.key).await.unwrap().unwrap().state, State::InDoubt);
+}
+
+#[tokio::test]
+async fn a_fingerprint_alone_tells_other_content_apart() {
+    let (hapax, _) = on_clock().await;
+    let print = |n| hapax::Fingerprint::of(&json!(n)).unwrap();
+    let keyed = action().key(Key::given("k-1").unwrap());
+    let claim = begin(&hapax, &RemoteCall::new(keyed.clone()).fingerprint(print(1))).await;
+    hapax.end_remote(&claim.key, claim.attempt, complete(&json!(1))).await.unwrap();
+    let other = hapax.claim_remote(&RemoteCall::new(keyed).fingerprint(print(2))).await.unwrap_err();
+    assert!(matches!(other, Error::ParamsMismatch { .. }), "{other}");
+    let unnamed = hapax.claim_remote(&RemoteCall::new(action()).fingerprint(print(1))).await.unwrap_err();
+    assert!(matches!(unnamed, Error::Config { .. }), "{unnamed}");
+}

@@ -1,0 +1,82 @@
+//! Results, params and errors at rest, sealed.
+#![cfg(all(feature = "encrypt", feature = "sqlite"))]
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::sync::Arc;
+
+use hapax::store::sealed::{KeyRing, SealedStore};
+use hapax::store::{Filter, Settlement, Store};
+use hapax::{Action, ActionError, Claimed, Error, Hapax, Json, Key, Ttl};
+use serde_json::json;
+
+async fn on(store: &Arc<dyn Store>, ring: KeyRing) -> Hapax {
+    Hapax::builder().store(Arc::new(SealedStore::new(store.clone(), ring))).recent_results(0).build().await.unwrap()
+}
+
+fn ring(id: &str, byte: u8) -> KeyRing {
+    KeyRing::new(id, [byte; 32]).unwrap()
+}
+
+#[tokio::test]
+async fn nothing_secret_reaches_the_file_and_everything_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = hapax::store::open(&format!("sqlite:{}", dir.path().join("h.db").display())).await.unwrap();
+    let hapax = on(&store, ring("a", 1)).await;
+    let action = Action::new("t", "x").params(json!({"card": "SECRET-1"}));
+    let first = hapax.execute(&action, |_| async { Ok("SECRET-2".to_string()) }).await.unwrap();
+    let again = hapax.execute(&action, |_| async { Ok("never".to_string()) }).await.unwrap();
+    assert_eq!((first.value.as_str(), again.value.as_str(), again.is_replay()), ("SECRET-2", "SECRET-2", true));
+    let failed = Action::new("f", "x");
+    let _ = hapax.execute(&failed, |_| async { Err::<(), _>(ActionError::permanent("SECRET-3")) }).await;
+    let doubtful = Action::new("d", "x");
+    let Claimed::Started(claim) = hapax.claim(&doubtful).await.unwrap() else { panic!("it is free") };
+    let key = claim.key().clone();
+    claim.doubt("SECRET-4").await.unwrap();
+    assert_eq!(hapax.record(&key).await.unwrap().unwrap().error.as_deref(), Some("SECRET-4"));
+    let settlement = Settlement::Happened { result: Json::of("SECRET-5").unwrap(), ttl: Ttl::Never };
+    assert_eq!(hapax.settle(&key, settlement).await.unwrap().unwrap().result.unwrap().as_str(), "\"SECRET-5\"");
+    hapax.mark_executed(&Key::given("m").unwrap(), "SECRET-6", None).await.unwrap();
+    let records = hapax.records(Filter::default(), None, 10).await.unwrap().records;
+    let shown = serde_json::to_string(&records).unwrap();
+    for n in [1, 2, 3, 5, 6] {
+        assert!(shown.contains(&format!("SECRET-{n}")), "{n}: {shown}");
+    }
+    store.close().await.unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(7).any(|w| w == b"SECRET-"), "a secret is in the file");
+    }
+}
+
+#[tokio::test]
+async fn keys_rotate_and_what_was_written_before_sealing_still_reads() {
+    let store = hapax::store::open("memory:").await.unwrap();
+    let key = |n: u8| Key::given(&format!("k-{n}")).unwrap();
+    Hapax::builder().store(store.clone()).build().await.unwrap().mark_executed(&key(0), "plain", None).await.unwrap();
+    on(&store, ring("old", 1)).await.mark_executed(&key(1), "old", None).await.unwrap();
+    let rotated = on(&store, ring("new", 2).and("old", [1; 32]).unwrap()).await;
+    rotated.mark_executed(&key(2), "new", None).await.unwrap();
+    for (n, text) in ["plain", "old", "new"].into_iter().enumerate() {
+        let record = rotated.record(&key(u8::try_from(n).unwrap())).await.unwrap().unwrap();
+        assert_eq!(record.result.unwrap().to_value(), text);
+    }
+    let forgot = on(&store, ring("new", 2)).await.record(&key(1)).await.unwrap_err();
+    assert!(matches!(forgot, Error::Store(_)) && forgot.to_string().contains("\"old\""), "{forgot}");
+    let wrong = on(&store, ring("old", 9)).await.record(&key(1)).await.unwrap_err();
+    assert!(wrong.to_string().contains("does not open"), "{wrong}");
+}
+
+#[tokio::test]
+async fn a_sealed_result_cannot_be_moved_to_another_key() {
+    let store = hapax::store::open("memory:").await.unwrap();
+    let sealed = on(&store, ring("a", 1)).await;
+    sealed.mark_executed(&Key::given("mine").unwrap(), "secret", None).await.unwrap();
+    let plain = Hapax::builder().store(store.clone()).build().await.unwrap();
+    let stolen = plain.record(&Key::given("mine").unwrap()).await.unwrap().unwrap().result.unwrap();
+    plain.mark_executed(&Key::given("other").unwrap(), &stolen, None).await.unwrap();
+    let error = sealed.record(&Key::given("other").unwrap()).await.unwrap_err();
+    assert!(error.to_string().contains("cannot be opened"), "{error}");
+    for bad in ["", "a:b", "a b", &"x".repeat(33)] {
+        assert!(KeyRing::new(bad, [0; 32]).is_err());
+    }
+}
