@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use crate::access::NAMESPACE;
 use crate::layer::full;
 use crate::path::{encode, encode_key};
-use crate::proxy::{HttpClient, client};
+use crate::proxy::{HttpClient, chain, client};
 use crate::units::{Keep, Span};
 
 /// The largest answer that is read: a page of records at most.
@@ -220,7 +220,7 @@ impl Inner {
         let response = self.client.request(request).await.map_err(|e| match e.is_connect() {
             true => StoreError::Unavailable {
                 store: self.location.clone(),
-                message: "no server answers there: start it with `hapax serve`, or correct the address".into(),
+                message: format!("{}; start it with `hapax serve`, or correct the address", chain(&e)),
             },
             false => lost(e.to_string()),
         })?;

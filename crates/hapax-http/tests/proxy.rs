@@ -165,9 +165,11 @@ async fn an_upstream_process_that_is_killed_leaves_doubt() {
     assert_eq!(http.send(Method::POST, "/", "").await.is(502).problem(), "upstream-unreachable");
     let script = format!(
         "import socket,time\ns=socket.socket();s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1);s.bind(('127.0.0.1',{port}));s.listen()\n\
-         c,_=s.accept()\nc.recv(65536);c.sendall(b'HTTP/1.1 200 OK\\r\\ncontent-length: 10\\r\\n\\r\\nhalf')\ntime.sleep(60)\n"
+         c,_=s.accept()\nc.recv(65536);c.sendall(b'HTTP/1.1 200 OK\\r\\ncontent-length: 10\\r\\n\\r\\nhalf')\nprint('half',flush=True);time.sleep(60)\n"
     );
-    let mut child = tokio::process::Command::new("python3").arg("-c").arg(script).kill_on_drop(true).spawn().unwrap();
+    let mut python = tokio::process::Command::new("python3");
+    let mut child =
+        python.arg("-c").arg(script).stdout(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     // Unreachable released the key, so it is tried until the process listens.
     let asked = async {
         loop {
@@ -179,7 +181,9 @@ async fn an_upstream_process_that_is_killed_leaves_doubt() {
         }
     };
     let kill = async {
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        // It says so when it has sent half of its answer.
+        let mut said = [0; 4];
+        child.stdout.take().unwrap().read_exact(&mut said).await.unwrap();
         child.kill().await.unwrap();
     };
     let (answer, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(20), asked), kill);

@@ -32,7 +32,10 @@ async fn a_manager_works_against_a_server_as_on_a_store_of_its_own() {
             one.execute(&action, run).await
         }
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let begun = Key::generate(&action).unwrap();
+    while two.record(&begun).await.unwrap().is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     // Another process waits and gets the result.
     let joined =
         two.execute(&action, |_| async { Err::<String, _>(ActionError::permanent("never runs")) }).await.unwrap();

@@ -1,6 +1,6 @@
 //! A server in this process on a port of its own, and clients: one that speaks
 //! HTTP, one that writes bytes.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::net::SocketAddr;
 use std::time::Duration;
