@@ -164,12 +164,7 @@ impl Recent {
     /// The result of an entry that may still answer, as the type that was last asked for; counted. The
     /// same as [`with`](Self::with), written out: through a closure, the value is moved twice more.
     #[inline(always)]
-    pub(crate) fn replay<T>(
-        &self,
-        identified: &Identified,
-        epoch: u64,
-        now: impl FnOnce() -> Timestamp,
-    ) -> Option<T>
+    pub(crate) fn replay<T>(&self, identified: &Identified, epoch: u64, now: impl FnOnce() -> Timestamp) -> Option<T>
     where
         T: Clone + Any,
     {
