@@ -5,6 +5,7 @@
 //! crate, so that it builds in a second and runs when the rest does not build.
 #![forbid(unsafe_code)]
 
+mod postgres;
 mod tally;
 
 use std::env;
@@ -85,7 +86,10 @@ const TEST: [Step; 4] = [
 
 fn test() -> ExitCode {
     let began = Instant::now();
-    if let Err(code) = components() {
+    if let Err(code) = components().and_then(|()| servers()) {
+        return code;
+    }
+    if let Err(code) = postgres::install() {
         return code;
     }
     let (mut tally, mut code) = (None, 0);
@@ -172,6 +176,52 @@ fn components() -> Result<(), ExitCode> {
         }
     }
     Ok(())
+}
+
+/// A program that tests start servers with, and the Debian package that has it.
+struct Needed {
+    program: &'static str,
+    package: &'static str,
+}
+
+const NEEDED: [Needed; 2] = [
+    Needed { program: "redis-server", package: "redis-server" },
+    // Makes the certificates of a test's TLS.
+    Needed { program: "openssl", package: "openssl" },
+];
+
+/// Sees to it that the servers are there that tests start: installs what is missing if it may.
+fn servers() -> Result<(), ExitCode> {
+    let missing: Vec<&Needed> = NEEDED.iter().filter(|n| !is_there(n.program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().map(|n| n.package).collect();
+    announce(&format!("apt-get install {}", packages.join(" ")));
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(args);
+        command.status().is_ok_and(|s| s.success())
+    };
+    // The package starts a server of its own where there is an init system; the tests' run on free ports beside it.
+    let install = [&["install", "-y", "--no-install-recommends"], &packages[..]].concat();
+    if (apt(&install) || (apt(&["update", "-qq"]) && apt(&install))) && missing.iter().all(|n| is_there(n.program)) {
+        return Ok(());
+    }
+    let programs: Vec<&str> = missing.iter().map(|n| n.program).collect();
+    eprintln!(
+        "xtask: the tests need {} and apt-get could not install it (it needs root): on Debian or Ubuntu \
+         `sudo apt-get install {}`, elsewhere the package of that name",
+        programs.join(" and "),
+        packages.join(" ")
+    );
+    Err(ExitCode::FAILURE)
+}
+
+fn is_there(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Where distributions put servers, though not every user's PATH has them.
+    env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(program).is_file())
 }
 
 fn run(step: &Step, tally: &mut Option<Tally>) -> io::Result<u8> {

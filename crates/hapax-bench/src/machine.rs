@@ -16,6 +16,8 @@ pub struct Machine {
     /// Of the directory that the files of the run were in.
     pub filesystem: String,
     pub rustc: String,
+    /// The load average before the run: what others had the machine do.
+    pub load: f64,
 }
 
 impl Machine {
@@ -27,6 +29,7 @@ impl Machine {
             kernel: format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy()),
             filesystem: fs::canonicalize(data).ok().and_then(|d| filesystem(&d)).unwrap_or_else(|| "unknown".into()),
             rustc: rustc().unwrap_or_else(|| "rustc unknown".into()),
+            load: load().unwrap_or(f64::NAN),
         }
     }
 }
@@ -34,7 +37,8 @@ impl Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cores = if self.cores == 1 { "core" } else { "cores" };
-        write!(f, "{}, {} {cores}, {}, {}, {}", self.cpu, self.cores, self.kernel, self.filesystem, self.rustc)
+        write!(f, "{}, {} {cores}, {}, {}, {}", self.cpu, self.cores, self.kernel, self.filesystem, self.rustc)?;
+        write!(f, "; load average before the run {:.2}", self.load)
     }
 }
 
@@ -52,6 +56,10 @@ fn filesystem(data: &Path) -> Option<String> {
         Some((fields.next()?, fields.next()?))
     });
     fields.filter(|(at, _)| data.starts_with(at)).max_by_key(|(at, _)| at.len()).map(|(_, kind)| kind.to_string())
+}
+
+fn load() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 fn rustc() -> Option<String> {

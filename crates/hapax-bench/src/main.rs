@@ -74,6 +74,7 @@ type Plots = Vec<(&'static str, String)>;
 fn measure(cli: &Cli, say: &mut dyn FnMut(&str)) -> Result<(Report, Plots)> {
     let wanted = |part| cli.only.is_empty() || cli.only.contains(&part);
     let quick = cli.quick;
+    let machine = Machine::look(&cli.out);
     let (mut rows, mut notes, mut plots) = (Vec::new(), Vec::new(), Vec::new());
     if wanted(Part::A) {
         let size = if quick {
@@ -111,7 +112,7 @@ fn measure(cli: &Cli, say: &mut dyn FnMut(&str)) -> Result<(Report, Plots)> {
         notes.extend(said);
     }
     let date = hapax::SystemClock.now().to_string().chars().take(10).collect();
-    Ok((Report { date, machine: Machine::look(&cli.out), quick, rows, notes }, plots))
+    Ok((Report { date, machine, quick, rows, notes }, plots))
 }
 
 fn into_readme(table: &str, plots: &Plots) -> Result<()> {

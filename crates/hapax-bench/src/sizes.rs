@@ -82,6 +82,7 @@ impl Filled {
             fingerprint: self.fingerprint,
             attempt: AttemptId::new(),
             owner: self.owner.clone(),
+            liveness: hapax::store::Liveness::Process,
             lease: Duration::from_secs(3600),
             tags: std::collections::BTreeMap::default(),
             take_over: None,

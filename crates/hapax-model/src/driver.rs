@@ -164,6 +164,8 @@ impl Driver {
                 self.jump(LEASE, -1);
                 Answer::Nothing
             }
+            // Nobody can be asked for it.
+            Op::Die(_) => Answer::Nothing,
             Op::Forward => {
                 self.jump(TTL, 1);
                 Answer::Nothing
@@ -190,6 +192,7 @@ impl Driver {
             fingerprint: Fingerprint::from_bytes([7; 32]),
             attempt: self.id(attempt),
             owner: self.owner.clone(),
+            liveness: hapax::store::Liveness::Process,
             lease: LEASE,
             tags: BTreeMap::new(),
             take_over: take_over.map(|of| self.id(of)),

@@ -9,6 +9,8 @@
 //! - `world`: what a state of it is.
 //! - `property`: what must be true in every state.
 //! - `driver`, `replay`: paths of the model, replayed on a real store.
+//! - `linear`, `history`, `fleet`: concurrent calls of a real store, and whether any order explains them.
+//! - `slow`: a store whose futures take several turns, for schedules of whole calls.
 //! - `graph`: the reachable states as a graph, for what must stay reachable.
 //!
 //! Invariant: nothing here decides what is right by asking the library; the
@@ -17,10 +19,14 @@
 
 pub mod check;
 pub mod driver;
+pub mod fleet;
 pub mod graph;
+pub mod history;
+pub mod linear;
 pub mod mutant;
 pub mod property;
 pub mod protocol;
 pub mod replay;
+pub mod slow;
 pub mod spec;
 pub mod world;

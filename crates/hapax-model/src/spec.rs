@@ -7,6 +7,8 @@
 //! [`Op::Back`] turn them, so that any moves of the clocks are covered. Values: a
 //! result is the number of the attempt that made it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::mutant::Mutant;
 
 /// An attempt, by number. The numbers stand for ids that are never reused.
@@ -19,7 +21,7 @@ pub const HAND: Attempt = 0;
 pub type Value = u8;
 
 /// What is written in a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Written {
     /// An attempt began and has not ended.
     InProgress,
@@ -49,7 +51,7 @@ pub struct Row {
 }
 
 /// A record as it reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct View {
     /// Its state.
     pub state: Written,
@@ -62,7 +64,7 @@ pub struct View {
 }
 
 /// How an attempt ends; see [`End`](hapax::store::End).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Ending {
     /// With a result.
     Complete(Value),
@@ -75,7 +77,7 @@ pub enum Ending {
 }
 
 /// What a store is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Op {
     /// [`Store::begin`](hapax::store::Store::begin).
     Begin {
@@ -112,6 +114,8 @@ pub enum Op {
     Sweep,
     /// Time passes, until a lease lapses.
     Lapse,
+    /// The process of this attempt dies.
+    Die(Attempt),
     /// The wall clock jumps forward, past a time to live.
     Forward,
     /// The wall clock jumps back by as much.
@@ -119,7 +123,7 @@ pub enum Op {
 }
 
 /// What it answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Answer {
     /// The attempt began; executions so far.
     Started(u8),
@@ -221,9 +225,10 @@ impl Spec {
                 }
                 Answer::Gone(u8::from(over))
             }
-            Op::Lapse => {
+            Op::Lapse | Op::Die(_) => {
                 if let Some(row) = &mut self.row
                     && row.written == Written::InProgress
+                    && (op == Op::Lapse || op == Op::Die(row.attempt))
                     && mutant != Some(Mutant::LapsedIsBusy)
                 {
                     row.lapsed = true;

@@ -18,7 +18,7 @@ use crate::manager::Inner;
 use crate::recent::{Answer, Entry};
 use crate::stats::bump;
 use crate::store::{End, Ended};
-use crate::{ActionError, AttemptId, Error, Fingerprint, Json, Key, Policy, Record, Ttl};
+use crate::{ActionError, AttemptId, Error, ErrorClass, Fingerprint, Json, Key, Policy, Record, Ttl};
 
 /// What an action gets to work with.
 #[derive(Clone, Debug)]
@@ -100,6 +100,31 @@ pub struct Claim {
     started: Instant,
     flight: Option<FlightGuard>,
     stage: Stage,
+    kind: Kind,
+}
+
+/// What an attempt is to those who find it without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Its effect may have happened.
+    Plain,
+    /// A transaction of the store's own database, completion included: without its completion it had no effect. Its
+    /// lease is not renewed; it lasts as long as the transaction may.
+    #[cfg(feature = "postgres")]
+    InTx,
+}
+
+impl Kind {
+    /// How an attempt ends that is dropped.
+    fn dropped(self, before: Before) -> End {
+        #[cfg(not(feature = "postgres"))]
+        let _ = before;
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::InTx => before.without_effect("the transaction was rolled back"),
+            Self::Plain => End::Doubt { reason: "the call was cancelled or panicked while the action ran".into() },
+        }
+    }
 }
 
 enum Stage {
@@ -124,12 +149,14 @@ pub(crate) enum Recorded {
 
 impl Claim {
     pub(crate) fn new(inner: Arc<Inner>, identified: &Identified, policy: &Policy, begun: Started) -> Self {
-        let Started { attempt, attempts, before, guard, .. } = begun;
+        let Started { attempt, attempts, before, kind, guard, .. } = begun;
         let key = identified.key.clone();
         let live = Arc::new(AtomicBool::new(true));
         let started = Instant::now();
-        inner.leases.add(attempt, key.clone(), policy.lease, started, live.clone());
-        inner.background.wake();
+        if kind == Kind::Plain {
+            inner.leases.add(attempt, key.clone(), policy.lease, started, live.clone());
+            inner.background.wake();
+        }
         Self {
             context: Context { key, attempt, attempts, live },
             inner,
@@ -139,6 +166,7 @@ impl Claim {
             started,
             flight: Some(guard),
             stage: Stage::Running,
+            kind,
         }
     }
 
@@ -267,7 +295,13 @@ impl Claim {
         let (key, attempt) = (self.context.key.clone(), self.context.attempt);
         let epoch = self.inner.store.epoch();
         self.stage = Stage::Ending(end.clone());
-        let answer = self.inner.store.end(self.inner.namespace.clone(), key.clone(), attempt, end).await;
+        let answer = self.inner.store.end(self.inner.namespace.clone(), key, attempt, end).await;
+        self.received(answer, epoch)
+    }
+
+    /// Takes the answer to an end that was begun, for those who joined too.
+    fn received(&mut self, answer: Result<Ended, crate::store::StoreError>, epoch: Option<u64>) -> Recorded {
+        let (key, attempt) = (self.context.key.clone(), self.context.attempt);
         let stage = std::mem::replace(&mut self.stage, Stage::Ended);
         self.inner.leases.remove(attempt);
         match answer {
@@ -301,6 +335,26 @@ impl Claim {
         }
     }
 
+    /// The completion that is about to be committed elsewhere, with the epoch it is remembered under.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn completing(&mut self, end: End) -> Option<u64> {
+        let epoch = self.inner.store.epoch();
+        self.stage = Stage::Ending(end);
+        epoch
+    }
+
+    /// The completion was committed.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn completed(&mut self, ended: Ended, epoch: Option<u64>) {
+        self.received(Ok(ended), epoch);
+    }
+
+    /// Another has the key, or the store settles what became of it: nothing is left to say.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn over(&mut self) {
+        self.stage = Stage::Ended;
+    }
+
     /// Tells those who joined that the action failed without effect.
     pub(crate) fn tell_released(&mut self, error: &ActionError) {
         if let Some(flight) = self.flight.take() {
@@ -310,6 +364,15 @@ impl Claim {
 
     pub(crate) fn count_failure(&self) {
         bump(&self.inner.gauges.failures);
+    }
+
+    /// What becomes of the key when the end of an action that failed cannot be written.
+    pub(crate) fn class_unwritten(&self) -> ErrorClass {
+        match self.kind.dropped(self.before) {
+            // It was rolled back, and others will see that it is gone.
+            End::Release => ErrorClass::Retryable,
+            _ => ErrorClass::Unknown,
+        }
     }
 
     pub(crate) fn elapsed(&self) -> Duration {
@@ -357,10 +420,20 @@ impl Drop for Claim {
         self.inner.leave();
         let end = match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Ended => return,
+            // Nobody knows whether the commit that was under way went through: this tells, since it waits for it.
+            #[cfg(feature = "postgres")]
+            Stage::Ending(End::Complete { .. }) if self.kind == Kind::InTx => self.kind.dropped(self.before),
             Stage::Ending(end) => end,
             Stage::Running => {
-                tracing::warn!(key = %self.context.key, attempt = %self.context.attempt, "a claim was dropped; its key is in doubt");
-                End::Doubt { reason: "the call was cancelled or panicked while the action ran".into() }
+                let end = self.kind.dropped(self.before);
+                let (key, attempt) = (&self.context.key, self.context.attempt);
+                match end {
+                    End::Release => {
+                        tracing::debug!(%key, %attempt, "a claim was dropped; its transaction is rolled back")
+                    }
+                    _ => tracing::warn!(%key, %attempt, "a claim was dropped; its key is in doubt"),
+                }
+                end
             }
         };
         self.inner.leases.remove(self.context.attempt);

@@ -254,8 +254,9 @@ impl std::fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// The store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`.
-    /// Default: `memory:`.
+    /// The store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`; with the feature
+    /// `redis` also `redis://HOST` and its kin, with the feature `postgres` also
+    /// `postgres://USER:PASSWORD@HOST/DATABASE` (see `docs/stores.md`). Default: `memory:`.
     #[must_use]
     pub fn store_url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());

@@ -45,6 +45,12 @@ impl ActionError {
         self.class
     }
 
+    /// The same error, of another class.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn with_class(self, class: ErrorClass) -> Self {
+        Self { class: Some(class), ..self }
+    }
+
     /// The error that was given.
     #[must_use]
     pub fn source(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {

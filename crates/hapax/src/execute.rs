@@ -20,13 +20,13 @@ use serde::de::DeserializeOwned;
 use tracing::Instrument;
 
 use crate::action::Identified;
-use crate::claim::{Before, Claim, Claimed, Context, Recorded};
+use crate::claim::{Before, Claim, Claimed, Context, Kind, Recorded};
 use crate::config::{Config, validate_policy};
 use crate::flight::{Entered, FlightEnd, FlightGuard};
 use crate::manager::{Hapax, Inner, fits};
 use crate::recent::Entry;
 use crate::stats::bump;
-use crate::store::{Begin, Begun, End, Liveness, Settled, Settlement};
+use crate::store::{Begin, Begun, End, Liveness, Settled, Settlement, Store, StoreError};
 use crate::{
     Action, ActionError, AttemptId, Clock, Doubt, Error, ErrorClass, Identity, InFlight, Json, KeepParams, OnDoubt,
     Owner, Policy, Record, State, SystemClock, Timestamp, Unrecorded, Verdict,
@@ -76,11 +76,40 @@ pub(crate) struct Started {
     pub(crate) attempts: u64,
     pub(crate) started_at: Timestamp,
     pub(crate) before: Before,
+    pub(crate) kind: Kind,
     pub(crate) guard: FlightGuard,
 }
 
-/// On whose behalf an attempt is begun.
+/// How an attempt begins in the store.
+pub(crate) enum Start {
+    /// By itself.
+    Plain,
+    /// Together with a transaction that is at hand.
+    #[cfg(feature = "postgres")]
+    InTx(Box<crate::store::postgres::tx::TxStart>),
+}
+
+impl Start {
+    async fn begin(&self, store: &dyn Store, begin: Begin) -> Result<Begun, StoreError> {
+        match self {
+            Self::Plain => store.begin(begin).await,
+            #[cfg(feature = "postgres")]
+            Self::InTx(start) => start.begin(begin).await,
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Plain => Kind::Plain,
+            #[cfg(feature = "postgres")]
+            Self::InTx(_) => Kind::InTx,
+        }
+    }
+}
+
+/// On whose behalf an attempt is begun, and how.
 pub(crate) struct Holder {
+    pub(crate) start: Start,
     pub(crate) liveness: Liveness,
     pub(crate) owner: Arc<Owner>,
     /// An id that the holder chose, so that it may ask again after a lost answer.
@@ -91,8 +120,8 @@ pub(crate) struct Holder {
 
 impl Holder {
     /// A caller in this process.
-    fn here(inner: &Inner) -> Self {
-        Self { liveness: Liveness::Process, owner: inner.owner.clone(), attempt: None, take_over: None }
+    pub(crate) fn here(inner: &Inner, start: Start) -> Self {
+        Self { start, liveness: Liveness::Process, owner: inner.owner.clone(), attempt: None, take_over: None }
     }
 }
 
@@ -169,7 +198,7 @@ impl Hapax {
         Fut: Future<Output = Result<T, ActionError>>,
     {
         let policy = self.policy_of(action)?;
-        match self.acquire(action, identified, &policy, &Holder::here(&self.inner)).await? {
+        match self.acquire(action, identified, &policy, &Holder::here(&self.inner, Start::Plain)).await? {
             Acquired::Entry(entry) => entry.value().map(|value| Outcome { value, source: Source::Replayed }),
             Acquired::Started(started) => {
                 let claim = Claim::new(self.inner.clone(), identified, &policy, started);
@@ -203,7 +232,7 @@ impl Hapax {
         let span = tracing::debug_span!("hapax.claim", key = %identified.key, action = action.action_type, target = action.target);
         async {
             loop {
-                match self.acquire(action, &identified, &policy, &Holder::here(&self.inner)).await? {
+                match self.acquire(action, &identified, &policy, &Holder::here(&self.inner, Start::Plain)).await? {
                     Acquired::Started(started) => {
                         return Ok(Claimed::Started(Claim::new(self.inner.clone(), &identified, &policy, started)));
                     }
@@ -260,7 +289,7 @@ impl Hapax {
     }
 
     /// The answer from the memory of recent results, if it may be trusted.
-    fn recall<T>(&self, identified: &Identified) -> Option<Result<T, Error>>
+    pub(crate) fn recall<T>(&self, identified: &Identified) -> Option<Result<T, Error>>
     where
         T: DeserializeOwned + Clone + Send + Sync + 'static,
     {
@@ -368,10 +397,10 @@ async fn lead(
         // it may have been told of it by another.
         let may_have_begun = holder.attempt != Some(attempt);
         let place = Place { inner, identified, attempt, before, held: true, may_have_begun };
-        let record = match inner.store.begin(begin).await {
+        let record = match holder.start.begin(&*inner.store, begin).await {
             Err(error) => {
                 // After a lost answer it is not sure whether it began; that nothing ran is.
-                if !matches!(error, crate::store::StoreError::AnswerLost { .. }) {
+                if !matches!(error, StoreError::AnswerLost { .. }) {
                     place.nothing_began();
                 }
                 tracing::warn!(key = %identified.key, %error, "begin failed; nothing ran");
@@ -384,7 +413,8 @@ async fn lead(
                 place.hand_over();
                 // A key that was settled or released meanwhile holds no doubt any more.
                 let before = if attempts > 1 { before } else { Before::Nothing };
-                return Ok(Acquired::Started(Started { attempt, attempts, started_at, before, guard }));
+                let kind = holder.start.kind();
+                return Ok(Acquired::Started(Started { attempt, attempts, started_at, before, kind, guard }));
             }
             Ok(Begun::Exists(record)) => {
                 place.nothing_began();
@@ -407,7 +437,14 @@ async fn lead(
                 inner.arrive(config.max_in_flight)?;
                 let (attempt, attempts, started_at) = (record.attempt_id, record.attempts, record.started_at);
                 let before = if attempts > 1 { Before::Doubt } else { Before::Nothing };
-                return Ok(Acquired::Started(Started { attempt, attempts, started_at, before, guard }));
+                return Ok(Acquired::Started(Started {
+                    attempt,
+                    attempts,
+                    started_at,
+                    before,
+                    kind: holder.start.kind(),
+                    guard,
+                }));
             }
             State::InProgress => {
                 if let InFlight::Wait(_) = policy.in_flight
@@ -644,7 +681,7 @@ where
 }
 
 /// Does with the key what the action's error says.
-async fn record_error(mut claim: Claim, policy: &Policy, error: ActionError) -> Error {
+pub(crate) async fn record_error(mut claim: Claim, policy: &Policy, error: ActionError) -> Error {
     let class = error.class().unwrap_or(policy.on_error);
     let key = claim.key().clone();
     claim.count_failure();
@@ -664,7 +701,7 @@ async fn record_error(mut claim: Claim, policy: &Policy, error: ActionError) -> 
         // is in doubt until the end is written after all.
         Recorded::Failed(_) => {
             claim.carry_through(end);
-            return Error::Action { key, class: ErrorClass::Unknown, error };
+            return Error::Action { key, class: claim.class_unwritten(), error };
         }
     }
     Error::Action { key, class, error }

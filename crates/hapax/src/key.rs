@@ -250,6 +250,8 @@ fn decode(text: &str) -> Option<String> {
 }
 
 impl PartialEq for Key {
+    // Compared on the replay path, from generic code of other crates.
+    #[inline]
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.text, &other.text) || (self.hash == other.hash && self.text == other.text)
     }
@@ -258,6 +260,7 @@ impl PartialEq for Key {
 impl Eq for Key {}
 
 impl Hash for Key {
+    #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
     }

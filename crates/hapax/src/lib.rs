@@ -12,6 +12,8 @@ mod claim;
 mod config;
 mod error;
 mod execute;
+#[cfg(feature = "postgres")]
+mod execute_in_tx;
 mod flight;
 mod key;
 mod manager;
@@ -31,6 +33,8 @@ pub use claim::{Claim, Claimed, Context};
 pub use config::{Builder, Config, PolicyRule};
 pub use error::{ActionError, Error, Unrecorded};
 pub use execute::{Outcome, Source};
+#[cfg(feature = "postgres")]
+pub use execute_in_tx::TxFuture;
 pub use key::{Key, KeyError, KeyParts};
 pub use manager::{Hapax, Shutdown};
 pub use policy::{Doubt, ErrorClass, InFlight, KeepParams, OnDoubt, Policy, PolicyPatch, Verdict, Verifier};

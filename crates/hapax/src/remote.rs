@@ -16,7 +16,7 @@ use tracing::Instrument;
 use crate::action::Identified;
 use crate::claim::Before;
 use crate::config::validate_policy;
-use crate::execute::{Acquired, Holder};
+use crate::execute::{Acquired, Holder, Start};
 use crate::recent::{Answer, Entry};
 use crate::stats::bump;
 use crate::store::{Beat, End, Ended, Liveness};
@@ -198,7 +198,13 @@ impl Hapax {
         let action = &call.action;
         let policy = self.policy_of(action)?;
         let owner = call.owner.clone().map_or_else(|| self.inner.owner.clone(), Arc::new);
-        let holder = Holder { liveness: Liveness::Lease, owner, attempt: call.attempt, take_over: call.take_over };
+        let holder = Holder {
+            start: Start::Plain,
+            liveness: Liveness::Lease,
+            owner,
+            attempt: call.attempt,
+            take_over: call.take_over,
+        };
         let span = tracing::debug_span!("hapax.claim_remote", key = %identified.key, action = action.action_type, target = action.target);
         let acquired = self.acquire(action, &identified, &policy, &holder).instrument(span).await;
         self.inner.background.wake();

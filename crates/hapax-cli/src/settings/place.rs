@@ -48,10 +48,16 @@ pub fn is_server(address: &str) -> bool {
     address.starts_with("http://") || address.starts_with("https://")
 }
 
+/// Whether the address is that of a store which hosts share: the library reads it.
+fn is_fleet(address: &str) -> bool {
+    let scheme = address.split(':').next().unwrap_or_default();
+    scheme.starts_with("redis") || matches!(scheme, "postgres" | "postgresql")
+}
+
 /// An address that a command line can use; `~/` is the home directory, since
 /// no shell expands it behind `sqlite:`.
 pub(super) fn usable(address: &str) -> Result<String, Failure> {
-    if is_server(address) {
+    if is_server(address) || is_fleet(address) {
         return Ok(address.into());
     }
     let Some((path, options)) = parts(address) else {
@@ -63,7 +69,10 @@ pub(super) fn usable(address: &str) -> Result<String, Failure> {
             }
             _ if address.contains("://") || (address.contains(':') && !address.contains('/')) => {
                 // Passwords stand behind the scheme: it alone is repeated.
-                format!("there is no store for {scheme:?}: give sqlite:PATH, or http://HOST:PORT of a server")
+                format!(
+                    "there is no store for {scheme:?}: give sqlite:PATH, redis://HOST, postgres://USER@HOST/DATABASE, \
+                     or http://HOST:PORT of a server"
+                )
             }
             _ => format!("store {address:?} names no kind of store: write sqlite:{address}"),
         }));
@@ -99,11 +108,14 @@ mod tests {
             ("memory:", "forgets"),
             ("/tmp/x.db", "write sqlite:/tmp/x.db"),
             ("x.db", "write sqlite:x.db"),
-            ("redis://:secret@host/0", "\"redis\""),
+            ("mysql://:secret@host/0", "\"mysql\""),
         ] {
             let message = usable(address).unwrap_err().message;
             assert!(message.contains(remedy) && !message.contains("secret"), "{message}");
         }
-        assert!(usable("sqlite:x.db").is_ok());
+        for address in ["sqlite:x.db", "redis://host", "rediss://host/1", "postgres://user@host/db", "http://host:4278"]
+        {
+            assert!(usable(address).is_ok(), "{address}");
+        }
     }
 }

@@ -12,6 +12,7 @@
 //! - `in_progress` and `in_doubt` are never expired, evicted or cleared;
 //! - when a transition returns, it is as durable as the store promises.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -26,6 +27,10 @@ use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, Time
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "encrypt")]
 pub mod sealed;
 #[cfg(feature = "sqlite")]
@@ -468,7 +473,7 @@ pub struct Census {
 /// Every method is one atomic step, and safe to call from many tasks, threads
 /// and (for stores that are shared) processes at once. Futures may be dropped
 /// at any point: the step then happens or not, never by half.
-pub trait Store: Send + Sync + fmt::Debug + 'static {
+pub trait Store: Any + Send + Sync + fmt::Debug {
     /// Where it is, without secrets: `memory:`, `sqlite:/var/lib/x.db`.
     fn location(&self) -> &str;
 
@@ -557,7 +562,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn close(&self) -> StoreFuture<'_, ()>;
 }
 
-/// Opens a store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`.
+/// Opens a store by its address: `memory:`, `sqlite:PATH`, `sqlite:PATH?durability=buffered`; with their features also
+/// `redis://…` and `postgres://…` (see `docs/stores.md`).
 ///
 /// To give several managers (of several namespaces, say) one store, or to wrap
 /// it; otherwise [`Builder::store_url`](crate::Builder::store_url) does.
@@ -584,10 +590,21 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
             let store = rx.await.map_err(|_| failed("opening it was cut short".into()))??;
             Ok(Arc::new(store))
         }
+        #[cfg(feature = "redis")]
+        scheme if scheme.starts_with("redis") => {
+            use redis::{RedisOptions, RedisStore};
+            Ok(Arc::new(RedisStore::open(RedisOptions::from_url(url)?).await?))
+        }
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => {
+            use postgres::{PostgresOptions, PostgresStore};
+            Ok(Arc::new(PostgresStore::open(PostgresOptions::from_url(url)?).await?))
+        }
         _ => Err(StoreError::BadRequest {
             // Passwords stand behind the scheme: it alone is repeated.
             message: format!(
-                "no store for {scheme:?}: give `memory:` or `sqlite:PATH` (optionally with ?durability=buffered)"
+                "no store for {scheme:?}: give `memory:`, `sqlite:PATH` (optionally with ?durability=buffered), `redis://HOST` or \
+                 `postgres://USER:PASSWORD@HOST/DATABASE`, each as far as its cargo feature is on"
             ),
         }),
     }

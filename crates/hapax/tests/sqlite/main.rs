@@ -50,6 +50,7 @@ fn ask(text: &str) -> Begin {
         fingerprint: Fingerprint::from_bytes([7; 32]),
         attempt: AttemptId::new(),
         owner: Arc::new(Owner { host: "host".into(), pid: std::process::id(), label: None }),
+        liveness: hapax::store::Liveness::Process,
         lease: HOUR,
         tags: Default::default(),
         take_over: None,

@@ -67,6 +67,7 @@ fn begin(text: &str) -> Begin {
         fingerprint: Fingerprint::from_bytes([7; 32]),
         attempt: AttemptId::new(),
         owner: Arc::new(Owner { host: "host".into(), pid: 1, label: None }),
+        liveness: crate::store::Liveness::Process,
         lease: std::time::Duration::from_secs(60),
         tags: Default::default(),
         take_over: None,

@@ -1,0 +1,452 @@
+//! Redis servers: one alone, a cluster of three primaries, a primary with a replica that Sentinels watch.
+//!
+//! Each can be killed and started again on its port, with what its directory holds.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::process::{Server, free_port, local};
+
+/// How often a server is started anew when another process took its port first.
+const PORT_TRIES: usize = 5;
+
+/// How a server is set up.
+#[derive(Clone, Debug, Default)]
+pub struct RedisConfig {
+    args: Vec<String>,
+    password: Option<String>,
+    tls: bool,
+}
+
+impl RedisConfig {
+    /// A server that keeps nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default().set("save", "").set("appendonly", "no")
+    }
+
+    /// A setting, as in `redis.conf`.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: &str) -> Self {
+        self.args.extend([format!("--{name}"), value.to_string()]);
+        self
+    }
+
+    /// Without this command, as managed servers are without `CONFIG`.
+    #[must_use]
+    pub fn without(mut self, command: &str) -> Self {
+        self.args.extend(["--rename-command".to_string(), command.to_string(), String::new()]);
+        self
+    }
+
+    /// An append-only file, synced as `fsync` says: `always` or `everysec`.
+    #[must_use]
+    pub fn aof(self, fsync: &str) -> Self {
+        self.set("appendonly", "yes").set("appendfsync", fsync)
+    }
+
+    /// A password.
+    #[must_use]
+    pub fn password(mut self, password: &str) -> Self {
+        self.password = Some(password.into());
+        self.set("requirepass", password).set("masterauth", password)
+    }
+
+    /// TLS alone, with a certificate for `localhost` by an authority of its own.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+}
+
+/// A server on a port of its own.
+#[derive(Debug)]
+pub struct RedisServer {
+    config: RedisConfig,
+    server: Option<Server>,
+    port: u16,
+    dir: TempDir,
+}
+
+impl RedisServer {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When `redis-server` is not installed or does not start.
+    pub fn start(config: RedisConfig) -> Result<Self> {
+        let mut last = None;
+        for _ in 0..PORT_TRIES {
+            let dir = TempDir::new()?;
+            let mut redis = Self { config: config.clone(), server: None, port: free_port()?, dir };
+            if redis.config.tls {
+                certificates(redis.dir.path())?;
+            }
+            match redis.restart() {
+                Ok(()) => return Ok(redis),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("no port")))
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its address for a client, without a password: `redis://127.0.0.1:port`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        if self.config.tls {
+            format!("rediss://localhost:{}", self.port)
+        } else {
+            format!("redis://127.0.0.1:{}", self.port)
+        }
+    }
+
+    /// Where its files are; with TLS also `ca.crt`.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it was killed.
+    pub fn process(&self) -> Result<&Server> {
+        self.server.as_ref().context("the server was killed")
+    }
+
+    /// Kills it; what it had not written is lost.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut server) = self.server.take() {
+            server.kill()?;
+        }
+        Ok(())
+    }
+
+    /// Starts it again after a kill, on the same port and files.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill()?;
+        let mut command = Command::new("redis-server");
+        let port = self.port.to_string();
+        if self.config.tls {
+            let file = |name: &str| self.dir.path().join(name).to_string_lossy().into_owned();
+            command.args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"]);
+            command.args(["--tls-cert-file", &file("server.crt"), "--tls-key-file", &file("server.key")]);
+            command.args(["--tls-ca-cert-file", &file("ca.crt")]);
+        } else {
+            command.args(["--port", &port]);
+        }
+        command.args(["--bind", "127.0.0.1", "--daemonize", "no", "--dir"]).arg(self.dir.path());
+        command.args(["--repl-diskless-sync-delay", "0"]).args(&self.config.args);
+        let (port, config) = (self.port, self.config.clone());
+        let ready =
+            move || if config.tls { crate::process::accepts(port) } else { is_ready(port, config.password.as_deref()) };
+        self.server = Some(Server::start(command, "redis", self.dir.path(), ready)?);
+        Ok(())
+    }
+
+    /// Sends a command and returns the first line of the answer, or the text it announces.
+    ///
+    /// # Errors
+    /// When there is no answer, or an error.
+    pub fn ask(&self, words: &[&str]) -> Result<String> {
+        ensure!(!self.config.tls, "only without TLS");
+        ask(self.port, self.config.password.as_deref(), words)
+    }
+}
+
+fn is_ready(port: u16, password: Option<&str>) -> bool {
+    ask(port, password, &["PING"]).is_ok_and(|answer| answer == "PONG")
+}
+
+/// Sends one command to the server on a port. Enough for tests: of an array only its first line comes back.
+///
+/// # Errors
+/// When there is no answer, or an error.
+pub fn ask(port: u16, password: Option<&str>, words: &[&str]) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&local(port), Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    if let Some(password) = password {
+        tell(&mut stream, &["AUTH", password])?;
+    }
+    tell(&mut stream, words)
+}
+
+fn tell(stream: &mut TcpStream, words: &[&str]) -> Result<String> {
+    let mut request = format!("*{}\r\n", words.len());
+    for word in words {
+        request.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+    }
+    stream.write_all(request.as_bytes())?;
+    let line = read_line(stream)?;
+    if let Some(error) = line.strip_prefix('-') {
+        bail!("{}: {error}", words.first().copied().unwrap_or_default());
+    }
+    let Some(length) = line.strip_prefix('$') else { return Ok(line.get(1..).unwrap_or_default().into()) };
+    let Ok(length) = length.parse::<usize>() else { return Ok(String::new()) };
+    let mut text = vec![0; length + 2];
+    stream.read_exact(&mut text)?;
+    text.truncate(length);
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn read_line(stream: &mut TcpStream) -> Result<String> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while !line.ends_with(b"\r\n") {
+        stream.read_exact(&mut byte)?;
+        line.extend(byte);
+    }
+    Ok(String::from_utf8_lossy(&line).trim_end().to_string())
+}
+
+/// Waits until something holds.
+///
+/// # Errors
+/// When it does not within 30 s.
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        ensure!(Instant::now() < until, "{what} did not come about");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// A cluster of three primaries, a third of the slots each.
+#[derive(Debug)]
+pub struct RedisCluster {
+    /// The primaries.
+    pub nodes: Vec<RedisServer>,
+}
+
+impl RedisCluster {
+    /// Starts it and waits until all slots are served.
+    ///
+    /// # Errors
+    /// When a server does not start, or they do not come together.
+    pub fn start() -> Result<Self> {
+        let node = || {
+            let config = RedisConfig::new().set("cluster-enabled", "yes").set("cluster-node-timeout", "2000");
+            // The bus listens 10 000 above the port.
+            for _ in 0..50 {
+                let port = free_port()?;
+                if port < 55_000 && std::net::TcpListener::bind(local(port + 10_000)).is_ok() {
+                    let mut redis = RedisServer { config: config.clone(), server: None, port, dir: TempDir::new()? };
+                    if redis.restart().is_ok() {
+                        return Ok(redis);
+                    }
+                }
+            }
+            bail!("no ports for a cluster's node")
+        };
+        let nodes = (0..3).map(|_| node()).collect::<Result<Vec<_>>>()?;
+        let bounds = [0, 5461, 10923, 16384];
+        for (node, range) in nodes.iter().zip(bounds.windows(2)) {
+            let &[first, next] = range else { continue };
+            node.ask(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &(next - 1).to_string()])?;
+        }
+        if let Some((first, others)) = nodes.split_first() {
+            for (epoch, node) in others.iter().enumerate() {
+                node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(epoch + 2).to_string()])?;
+                first.ask(&["CLUSTER", "MEET", "127.0.0.1", &node.port.to_string()])?;
+            }
+        }
+        let cluster = Self { nodes };
+        eventually("a cluster of three", || {
+            cluster.nodes.iter().all(|node| {
+                node.ask(&["CLUSTER", "INFO"])
+                    .is_ok_and(|info| info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3"))
+            })
+        })?;
+        Ok(cluster)
+    }
+
+    /// Its address for a client.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let hosts: Vec<String> = self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.port)).collect();
+        format!("redis+cluster://{}", hosts.join(","))
+    }
+
+    /// Moves a slot, with what it holds, from one node to another; numbers are those of `nodes`.
+    ///
+    /// # Errors
+    /// When a node refuses.
+    pub fn move_slot(&self, slot: u16, from: usize, to: usize) -> Result<()> {
+        let node = |number: usize| self.nodes.get(number).context("no such node");
+        let (from, to) = (node(from)?, node(to)?);
+        let (source, target) = (from.ask(&["CLUSTER", "MYID"])?, to.ask(&["CLUSTER", "MYID"])?);
+        let slot = slot.to_string();
+        to.ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source])?;
+        from.ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target])?;
+        let script = "local keys = redis.call('CLUSTER', 'GETKEYSINSLOT', ARGV[1], 1) return keys[1] or ''";
+        for _ in 0..100_000 {
+            let key = from.ask(&["EVAL", script, "0", &slot])?;
+            if key.is_empty() {
+                break;
+            }
+            from.ask(&["MIGRATE", "127.0.0.1", &to.port.to_string(), &key, "0", "5000"])?;
+        }
+        for node in &self.nodes {
+            node.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &target])?;
+        }
+        Ok(())
+    }
+}
+
+/// A primary, a replica, and three Sentinels that watch them.
+#[derive(Debug)]
+pub struct RedisSentinels {
+    /// The primary at first, then the replica.
+    pub servers: Vec<RedisServer>,
+    sentinels: Vec<(Server, u16)>,
+    _dir: TempDir,
+}
+
+/// The name that the Sentinels know the primary by.
+pub const PRIMARY: &str = "hapax-primary";
+
+impl RedisSentinels {
+    /// Starts them and waits until they know each other. `config` is for the two servers.
+    ///
+    /// # Errors
+    /// When a server does not start, or they do not come together.
+    pub fn start(config: RedisConfig) -> Result<Self> {
+        let primary = RedisServer::start(config.clone())?;
+        let password = config.password.clone();
+        let replica = RedisServer::start(config.set("replicaof", &format!("127.0.0.1 {}", primary.port)))?;
+        let dir = TempDir::new()?;
+        let mut sentinels = Vec::new();
+        for number in 0..3 {
+            let port = free_port()?;
+            let file: PathBuf = dir.path().join(format!("sentinel-{number}.conf"));
+            let auth = password.as_ref().map_or_else(String::new, |p| format!("sentinel auth-pass {PRIMARY} {p}\n"));
+            let text = format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {PRIMARY} 127.0.0.1 {} 2\n{auth}\
+                 sentinel down-after-milliseconds {PRIMARY} 700\nsentinel failover-timeout {PRIMARY} 3000\n",
+                dir.path().display(),
+                primary.port
+            );
+            std::fs::write(&file, text)?;
+            let mut command = Command::new("redis-server");
+            command.arg(&file).arg("--sentinel");
+            let server = Server::start(command, &format!("sentinel-{number}"), dir.path(), || is_ready(port, None))?;
+            sentinels.push((server, port));
+        }
+        let group = Self { servers: vec![primary, replica], sentinels, _dir: dir };
+        eventually("three Sentinels and a replica in step", || {
+            group.sentinels.iter().all(|(_, port)| {
+                let count =
+                    |what: &str| ask(*port, None, &["SENTINEL", "CKQUORUM", PRIMARY]).is_ok_and(|a| a.contains(what));
+                count("OK 3 usable Sentinels")
+            }) && group
+                .servers
+                .get(1)
+                .is_some_and(|r| r.ask(&["INFO", "replication"]).is_ok_and(|i| i.contains("master_link_status:up")))
+        })?;
+        // A Sentinel learns of the replica from the primary's INFO; without it there is nobody to fail over to.
+        eventually("Sentinels that know the replica", || {
+            group
+                .sentinels
+                .iter()
+                .all(|(_, port)| ask(*port, None, &["SENTINEL", "REPLICAS", PRIMARY]).is_ok_and(|a| a == "1"))
+        })?;
+        Ok(group)
+    }
+
+    /// Their address for a client.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let hosts: Vec<String> = self.sentinels.iter().map(|(_, port)| format!("127.0.0.1:{port}")).collect();
+        format!("redis+sentinel://{}/{PRIMARY}", hosts.join(","))
+    }
+
+    /// The port of the server that the Sentinels call primary.
+    ///
+    /// # Errors
+    /// When no Sentinel answers.
+    pub fn primary(&self) -> Result<u16> {
+        for (_, port) in &self.sentinels {
+            if let Ok(info) = ask(*port, None, &["INFO", "sentinel"])
+                && let Some(address) = info.split("address=127.0.0.1:").nth(1)
+                && let Some(port) = address.split(',').next().and_then(|p| p.parse().ok())
+            {
+                return Ok(port);
+            }
+        }
+        bail!("no Sentinel answers")
+    }
+
+    /// Kills the primary and waits until another server has taken over.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn fail_over(&mut self) -> Result<()> {
+        let old = self.primary()?;
+        for server in self.servers.iter_mut().filter(|s| s.port == old) {
+            server.kill()?;
+        }
+        eventually("a failover", || {
+            self.primary().is_ok_and(|now| {
+                now != old && ask(now, None, &["INFO", "replication"]).is_ok_and(|i| i.contains("role:master"))
+            })
+        })
+    }
+}
+
+/// An authority (`ca.crt`) and a certificate of it for `localhost`.
+fn certificates(dir: &Path) -> Result<()> {
+    let openssl = |args: &[&str]| -> Result<()> {
+        let output =
+            Command::new("openssl").args(args).current_dir(dir).output().context("openssl is not installed")?;
+        ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    std::fs::write(dir.join("names"), "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n")?;
+    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    openssl(
+        &[
+            &["req", "-x509", "-days", "2", "-subj", "/CN=hapax test authority", "-keyout", "ca.key", "-out", "ca.crt"],
+            &curve[..],
+        ]
+        .concat(),
+    )?;
+    openssl(
+        &[&["req", "-new", "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr"], &curve[..]]
+            .concat(),
+    )?;
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.crt",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-days",
+        "2",
+        "-extfile",
+        "names",
+        "-out",
+        "server.crt",
+    ])
+}

@@ -1,0 +1,156 @@
+//! Queries over many records, and indexes that hold nothing but what there is.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use hapax::store::redis::RedisStore;
+use hapax::store::{End, Filter, Store};
+use hapax::{Json, State, Ttl};
+use hapax_servers::redis::{RedisCluster, RedisServer};
+
+use crate::common::{begin, complete, key, ns, open, run, server};
+
+async fn record(store: &RedisStore, name: &str, ttl: Ttl) {
+    let begin = begin(name);
+    let attempt = begin.attempt;
+    store.begin(begin).await.unwrap();
+    let end = End::Complete { result: Json::of("v").unwrap(), ttl, duration: Duration::ZERO };
+    store.end(ns(), key(name), attempt, end).await.unwrap();
+}
+
+/// Entries in all indexes, and records.
+fn held(redis: &RedisServer) -> (u64, u64) {
+    let count = |script: &str| redis.ask(&["EVAL", script, "0"]).unwrap().parse().unwrap();
+    let entries = "local n = 0 for _, k in ipairs(redis.call('KEYS', 'hapax:*:x')) do n = n + redis.call('ZCARD', k) end return n";
+    (count(entries), count("return #redis.call('KEYS', 'hapax:*:r:*')"))
+}
+
+#[test]
+fn ten_thousand_records_are_paged_through_in_the_order_of_their_begin() {
+    let redis = server();
+    run(async {
+        let store = std::sync::Arc::new(open(&redis.url()).await);
+        let mut tasks = Vec::new();
+        for worker in 0..50 {
+            let store = store.clone();
+            tasks.push(tokio::spawn(async move {
+                for n in 0..200 {
+                    record(&store, &format!("k{worker}-{n}"), Ttl::Never).await;
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let since = Instant::now();
+        let (mut cursor, mut seen, mut last) = (None, HashSet::new(), None);
+        loop {
+            let page = store.query(ns(), Filter::default(), cursor, 700).await.unwrap();
+            for record in page.records {
+                assert!(last.is_none_or(|last| last <= record.started_at), "oldest first");
+                last = Some(record.started_at);
+                assert!(seen.insert(record.key.to_string()), "{} twice", record.key);
+            }
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), 10_000);
+        assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+        let one = Filter { signal_id: Some("signal-k7-7".into()), ..Filter::default() };
+        let page = store.query(ns(), one, None, 10).await.unwrap();
+        assert_eq!(page.records.len(), 1);
+        assert_eq!(store.census(ns()).await.unwrap().completed, 10_000);
+    });
+}
+
+#[test]
+fn no_entry_dangles_behind_records_that_have_expired() {
+    let redis = server();
+    run(async {
+        let store = open(&redis.url()).await;
+        for n in 0..200 {
+            record(&store, &format!("short{n}"), Ttl::For(Duration::from_millis(150))).await;
+        }
+        let begun = begin("failed");
+        let attempt = begun.attempt;
+        store.begin(begun).await.unwrap();
+        let fail = End::Fail { error: "e".into(), ttl: Ttl::For(Duration::from_millis(150)), duration: Duration::ZERO };
+        store.end(ns(), key("failed"), attempt, fail).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let census = store.census(ns()).await.unwrap();
+        assert_eq!((census.completed, census.failed, census.oldest), (0, 0, None), "the census never counts them");
+        assert!(store.query(ns(), Filter::default(), None, 10).await.unwrap().records.is_empty());
+        // The server removed the records itself; each new record takes two old ones' entries with it.
+        for n in 0..200 {
+            record(&store, &format!("new{n}"), Ttl::Never).await;
+        }
+        let (entries, _) = held(&redis);
+        // Four entries each: by age, action, target and signal. A bucket may have got fewer new ones than half its old.
+        assert!(entries <= 200 * 4 + 40 * 5, "{entries}");
+        store.sweep(10_000).await.unwrap();
+        assert_eq!(held(&redis), (200 * 4, 200));
+        store.clear(ns()).await.unwrap();
+        assert_eq!(held(&redis), (0, 0));
+    });
+}
+
+#[test]
+fn whatever_becomes_of_a_record_its_entries_are_those_of_its_state() {
+    let redis = server();
+    run(async {
+        let store = open(&redis.url()).await;
+        let start = async |name: &str| {
+            let begin = begin(name);
+            let attempt = begin.attempt;
+            store.begin(begin).await.unwrap();
+            attempt
+        };
+        let attempt = start("k").await;
+        assert_eq!(held(&redis).0, 5, "live: one more");
+        store.end(ns(), key("k"), attempt, End::Doubt { reason: "?".into() }).await.unwrap();
+        assert_eq!(held(&redis).0, 5);
+        store.end(ns(), key("k"), attempt, complete("v")).await.unwrap();
+        assert_eq!(held(&redis).0, 5, "expiring: one more");
+        store.remove(ns(), key("k")).await.unwrap();
+        assert_eq!(held(&redis), (0, 0));
+        let attempt = start("k").await;
+        store.end(ns(), key("k"), attempt, End::Release).await.unwrap();
+        assert_eq!(held(&redis), (0, 0));
+        let attempt = start("k").await;
+        let fail = End::Fail { error: "e".into(), ttl: Ttl::For(Duration::from_millis(30)), duration: Duration::ZERO };
+        store.end(ns(), key("k"), attempt, fail).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        // Begun anew over an expired one.
+        start("k").await;
+        assert_eq!(held(&redis), (5, 1));
+    });
+}
+
+#[test]
+fn a_slot_that_moves_while_it_is_used_takes_its_records_along() {
+    let cluster = RedisCluster::start().unwrap();
+    run(async {
+        let store = open(&cluster.url()).await;
+        for n in 0..100 {
+            record(&store, &format!("k{n}"), Ttl::Never).await;
+        }
+        // Wherever the records are: every slot of the first node that holds something.
+        let node = &cluster.nodes[0];
+        let script = "local k = redis.call('KEYS', 'hapax:*:x') return k[1] or ''";
+        let index = node.ask(&["EVAL", script, "0"]).unwrap();
+        let slot: u16 = node.ask(&["CLUSTER", "KEYSLOT", &index]).unwrap().parse().unwrap();
+        let mover = std::thread::spawn(move || cluster.move_slot(slot, 0, 1).map(|()| cluster));
+        for n in 100..400 {
+            record(&store, &format!("k{n}"), Ttl::Never).await;
+        }
+        let cluster = mover.join().unwrap().unwrap();
+        for n in 0..400 {
+            let found = store.get(ns(), key(&format!("k{n}"))).await.unwrap().unwrap();
+            assert_eq!(found.state, State::Completed);
+        }
+        assert_eq!(store.census(ns()).await.unwrap().completed, 400);
+        drop(cluster);
+    });
+}
