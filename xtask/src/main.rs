@@ -25,6 +25,8 @@ The project's own commands:
                               (ARGS go to hapax-storm: --minutes N, --seed S, …)
   cargo xtask model [ARGS]    look at every state of the protocol's model, in release
                               (ARGS go to hapax-model: --attempts N)
+  cargo xtask fuzz-http       ask a server for all that its OpenAPI document says, and more
+                              (needs schemathesis: pip install schemathesis)
 
 `cargo xtask bench --help` (or storm, model) lists what these take.";
 
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Some("bench") => tool(&mut rivals(), "hapax-bench", rest),
         Some("storm") => tool(&mut cargo(), "hapax-storm", rest),
         Some("model") => tool(&mut cargo(), "hapax-model", rest),
+        Some("fuzz-http") => script("crates/hapax-http/tests/schemathesis.sh", rest),
         Some(other) => usage(&format!("no command {other:?}")),
     }
 }
@@ -117,6 +120,17 @@ fn test() -> ExitCode {
         println!("{tally}");
     }
     ExitCode::from(code)
+}
+
+/// Runs a script of the workspace with the arguments.
+fn script(path: &str, args: Vec<OsString>) -> ExitCode {
+    match Command::new("bash").arg(path).args(args).status() {
+        Ok(status) => ExitCode::from(code_of(status)),
+        Err(error) => {
+            eprintln!("xtask: cannot run {path}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Builds a tool of the workspace in release and hands it the arguments.

@@ -8,6 +8,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderValue, Method, StatusCode, header};
+use tracing::Instrument as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -85,7 +86,11 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     let preflight = method == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = match &allowed {
         Some(_) if preflight => StatusCode::NO_CONTENT.into_response(),
-        _ => next.run(request).await,
+        _ => {
+            let at = route.as_ref().map_or("", MatchedPath::as_str);
+            let span = tracing::debug_span!("http.request", http.request.method = %method, http.route = at);
+            next.run(request).instrument(span).await
+        }
     };
     if let Some(origin) = allowed {
         let headers = response.headers_mut();

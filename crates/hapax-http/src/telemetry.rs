@@ -36,16 +36,18 @@ pub fn start(format: LogFormat, filter: &str, otlp: Option<&str>) -> Result<Tele
     let filter = EnvFilter::try_new(filter).map_err(|e| format!("log filter {filter:?}: {e}"))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
-        LogFormat::Text => lines.with_ansi(false).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.with_ansi(false).with_filter(filter).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
     };
-    let registry = tracing_subscriber::registry().with(filter).with(lines);
+    let registry = tracing_subscriber::registry().with(lines);
     #[cfg(feature = "otlp")]
     {
         let traces = otlp.map(exporter).transpose()?;
         let spans = traces.as_ref().map(|traces| {
             use opentelemetry::trace::TracerProvider as _;
-            tracing_opentelemetry::layer().with_tracer(traces.tracer("hapax"))
+            // Whatever is logged: traces are the requests and the steps of each.
+            let spans = tracing_subscriber::filter::filter_fn(|of| of.is_span() && of.target().starts_with("hapax"));
+            tracing_opentelemetry::layer().with_tracer(traces.tracer("hapax")).with_filter(spans)
         });
         registry.with(spans).try_init().map_err(|e| e.to_string())?;
         Ok(Telemetry { traces })
