@@ -173,7 +173,7 @@ fn without_a_home_a_store_must_be_named() {
 #[test]
 fn a_store_that_forgets_or_does_not_exist_is_refused() {
     let home = Home::new();
-    for store in ["memory:", "postgres://u:secret@h/d", "just-a-file.db", "sqlite:", "sqlite:x.db?speed=11"] {
+    for store in ["memory:", "mysql://u:secret@h/d", "just-a-file.db", "sqlite:", "sqlite:x.db?speed=11"] {
         let done = home.run(["--store", store, "run", "--", "touch", "ran"]);
         assert_eq!(done.code, Some(64), "{store} {done:?}");
         assert_one_line(&done);

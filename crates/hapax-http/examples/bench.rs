@@ -104,6 +104,8 @@ async fn main() {
     let seconds = args.next().map_or(3, |s| s.parse().unwrap());
     let mut config = ServeConfig::default();
     config.store = store.clone();
+    // `memory:` keeps 10 000 records unless told otherwise, and would evict the one that is replayed.
+    config.max_entries = Some(100_000_000);
     config.listen.set_port(0);
     let server = ApiServer::bind(config).await.unwrap();
     let address = server.address();

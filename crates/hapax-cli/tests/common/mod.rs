@@ -163,6 +163,19 @@ impl Drop for Running {
     }
 }
 
+/// Whether this process was started with the signal ignored (a background job of a shell without job
+/// control, `nohup`): then hapax is too, and leaves it so.
+pub fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    let ignored = mask >> (signal.as_raw() - 1) & 1 == 1;
+    if ignored {
+        eprintln!("skipped: signal {} is ignored here", signal.as_raw());
+    }
+    ignored
+}
+
 pub fn kill(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
 }
