@@ -6,6 +6,7 @@
 //! begun with, so that a claim, a completion or a heartbeat whose answer was
 //! lost is sent again and means the same; statistics are the server's.
 
+mod bodies;
 mod store;
 mod wire;
 
@@ -17,7 +18,7 @@ use hapax::store::{StoreError, StoreFuture};
 use hapax::{Key, Record, State};
 use http::{HeaderValue, Method, StatusCode};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::path::encode_key;
 use crate::proxy::client;
@@ -28,6 +29,7 @@ pub struct HttpStore {
     wire: Arc<Wire>,
     // Taken at the end, since a runtime may not be dropped where others run.
     runtime: Option<tokio::runtime::Runtime>,
+    closed: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for HttpStore {
@@ -78,7 +80,11 @@ impl HttpStore {
             .build()
             .map_err(failed)?;
         let client = client().map_err(failed)?;
-        Ok(Self { wire: Arc::new(Wire { location, client, authorization }), runtime: Some(runtime) })
+        Ok(Self {
+            wire: Arc::new(Wire { location, client, authorization }),
+            runtime: Some(runtime),
+            closed: watch::Sender::new(false),
+        })
     }
 
     /// Sends a request on the store's own runtime, again if its answer is lost.
@@ -87,24 +93,23 @@ impl HttpStore {
         namespace: &str,
         method: Method,
         path: String,
-        body: Option<Value>,
+        body: Option<String>,
         wait: Duration,
     ) -> impl Future<Output = Result<Answer, StoreError>> + Send + use<> {
         let wire = self.wire.clone();
+        let location = wire.location.clone();
         let namespace = HeaderValue::from_str(namespace);
-        let task = self.runtime.as_ref().map(|runtime| {
+        let runtime = self.runtime.as_ref().filter(|_| !*self.closed.borrow());
+        let task = runtime.map(|runtime| {
             runtime.spawn(async move {
                 let namespace = namespace.map_err(|e| StoreError::BadRequest { message: format!("namespace: {e}") })?;
-                wire.ask(&namespace, &method, &path, body.as_ref(), wait).await
+                wire.ask(&namespace, &method, &path, body.as_deref(), wait).await
             })
         });
         async move {
-            let closed =
-                || StoreError::AnswerLost { store: "http".into(), message: "the request was cut short".into() };
-            match task {
-                Some(task) => Aborting(task).await.map_err(|_| closed())?,
-                None => Err(closed()),
-            }
+            let Some(task) = task else { return Err(StoreError::Closed { store: location }) };
+            let lost = |_| StoreError::AnswerLost { store: location, message: "the request was cut short".into() };
+            Aborting(task).await.map_err(lost)?
         }
     }
 
@@ -127,7 +132,7 @@ impl HttpStore {
         self.ask("", method, path.to_string(), None, Duration::ZERO).await
     }
 
-    async fn ask_any_with(&self, method: Method, path: String, body: Value) -> Result<Answer, StoreError> {
+    async fn ask_any_with(&self, method: Method, path: String, body: String) -> Result<Answer, StoreError> {
         self.ask("", method, path, Some(body), Duration::ZERO).await
     }
 
@@ -135,7 +140,7 @@ impl HttpStore {
         if answer.status != StatusCode::OK {
             return Err(self.wire.refused(answer));
         }
-        let removed: store::RemovedThere = self.wire.read(answer)?;
+        let removed: bodies::RemovedThere = self.wire.read(answer)?;
         Ok(removed.removed)
     }
 
@@ -144,7 +149,7 @@ impl HttpStore {
         namespace: Arc<str>,
         method: Method,
         path: &'static str,
-        body: Option<Value>,
+        body: Option<String>,
     ) -> StoreFuture<'_, u64> {
         Box::pin(async move {
             let answer = self.ask(&namespace, method, path.to_string(), body, Duration::ZERO).await?;

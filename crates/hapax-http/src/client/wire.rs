@@ -41,7 +41,7 @@ impl Wire {
         namespace: &HeaderValue,
         method: &Method,
         path: &str,
-        body: Option<&Value>,
+        body: Option<&str>,
         wait: Duration,
     ) -> Result<Answer, StoreError> {
         let mut tries = 1;
@@ -71,7 +71,7 @@ impl Wire {
         namespace: &HeaderValue,
         method: &Method,
         path: &str,
-        body: Option<&Value>,
+        body: Option<&str>,
     ) -> Result<(StatusCode, Bytes), StoreError> {
         let mut request = Request::builder()
             .method(method)
@@ -81,7 +81,7 @@ impl Wire {
         if let Some(authorization) = &self.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
-        let body = body.map(Value::to_string).unwrap_or_default();
+        let body = body.unwrap_or_default().to_string();
         let request = request
             .body(full(body.into()))
             .map_err(|e| StoreError::BadRequest { message: format!("the request cannot be made: {e}") })?;

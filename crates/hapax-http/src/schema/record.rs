@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use hapax::{AttemptId, Key, Owner};
+use hapax::{AttemptId, Fingerprint, Key, Owner};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use crate::problem::{Kind, Problem};
 use crate::units::Keep;
 
 /// Where a record stands.
@@ -97,9 +98,14 @@ pub struct Holder {
     pub label: Option<String>,
 }
 
-impl From<Holder> for Owner {
-    fn from(holder: Holder) -> Self {
-        Self { host: holder.host, pid: holder.pid, label: holder.label }
+impl Holder {
+    /// As the library has it, if it keeps to the limits.
+    pub(crate) fn checked(self) -> Result<Owner, Problem> {
+        if self.host.len() > 253 || self.label.as_ref().is_some_and(|l| l.len() > 128) {
+            let detail = "the owner's host must be at most 253 bytes and its label 128";
+            return Err(Problem::new(Kind::BadRequest, detail));
+        }
+        Ok(Owner { host: self.host, pid: self.pid, label: self.label })
     }
 }
 
@@ -112,6 +118,31 @@ pub struct MarkRequest {
     pub result: Option<Box<RawValue>>,
     /// How long it is kept. Default: the server's.
     pub ttl: Option<Keep>,
+    /// What triggered the action. Default: as the key says.
+    pub signal_id: Option<String>,
+    /// What kind of action it was. Default: as the key says, else `unknown`.
+    #[schema(min_length = 1)]
+    pub action_type: Option<String>,
+    /// What it acted on. Default: as the key says, else `unknown`.
+    #[schema(min_length = 1)]
+    pub target: Option<String>,
+    /// Its params, any JSON, kept as they come; only with `fingerprint`.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    pub params: Option<Box<RawValue>>,
+    /// The SHA-256 of the params, in hexadecimal. Without it the result fits any params.
+    #[schema(value_type = Option<String>, pattern = "^[0-9a-fA-F]{64}$")]
+    pub fingerprint: Option<Fingerprint>,
+    /// An id, a UUID never used before: the same mark sent again after a lost answer gets the same answer.
+    #[schema(value_type = Option<String>, format = Uuid)]
+    pub attempt_id: Option<AttemptId>,
+    /// Who records it; the server when not said.
+    pub owner: Option<Holder>,
+}
+
+/// What is there is given, also a `null`.
+fn given<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(d).map(Some)
 }
 
 /// What became of a key in doubt.
