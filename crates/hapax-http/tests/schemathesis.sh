@@ -8,7 +8,7 @@ command -v "$tool" >/dev/null || { echo "no schemathesis: pip install schemathes
 port="${PORT:-42780}"
 work="$(mktemp -d)"
 trap 'kill "$server" 2>/dev/null || true; rm -rf "$work"' EXIT
-cargo build --quiet --package hapax-http --example serve
+cargo build --quiet --workspace --all-features --package hapax-http --example serve
 "${CARGO_TARGET_DIR:-target}/debug/examples/serve" memory: "$port" >"$work/log" 2>&1 &
 server=$!
 for _ in $(seq 50); do curl -fs "http://127.0.0.1:$port/healthz" >/dev/null && break; sleep 0.1; done
