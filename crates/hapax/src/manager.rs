@@ -193,7 +193,8 @@ impl Hapax {
         ttl: Option<Ttl>,
     ) -> Result<Marked, Error> {
         let config = self.config();
-        let result = self.result_json(result, &config)?;
+        let result =
+            Json::of(result).map_err(|e| Error::Config { message: format!("the result has no JSON form: {e}") })?;
         // A key of the caller's own says nothing of its action.
         let parts = key.parts().ok();
         let mark = Mark {
@@ -210,9 +211,23 @@ impl Hapax {
             ttl: ttl.unwrap_or(config.policy.ttl),
             capacity: self.inner.capacity(&config),
         };
+        self.marked(mark).await
+    }
+
+    pub(crate) async fn marked(&self, mark: Mark) -> Result<Marked, Error> {
+        let limit = self.inner.config.read().max_result_bytes;
+        if mark.result.as_str().len() > limit {
+            return Err(Error::Config {
+                message: format!(
+                    "the result is {} bytes of JSON and max_result_bytes is {limit}",
+                    mark.result.as_str().len()
+                ),
+            });
+        }
+        let key = mark.key.clone();
         match self.inner.store.mark(mark).await? {
             Marked::Exists(record) if record.state == State::InProgress => Err(Error::InFlight {
-                key: key.clone(),
+                key,
                 owner: record.owner.clone(),
                 since: record.started_at,
                 waited: Duration::ZERO,
@@ -552,21 +567,6 @@ impl Hapax {
         }
         tracing::debug!(unfinished, "hapax shut down");
         Ok(Shutdown { unfinished })
-    }
-
-    fn result_json<T: Serialize + ?Sized>(&self, result: &T, config: &Config) -> Result<Json, Error> {
-        let json =
-            Json::of(result).map_err(|e| Error::Config { message: format!("the result has no JSON form: {e}") })?;
-        let size = json.as_str().len();
-        if size > config.max_result_bytes {
-            return Err(Error::Config {
-                message: format!(
-                    "the result is {size} bytes of JSON and max_result_bytes is {}",
-                    config.max_result_bytes
-                ),
-            });
-        }
-        Ok(json)
     }
 }
 
