@@ -269,6 +269,16 @@ impl PostgresServer {
         }
     }
 
+    /// The processor time that its running processes have taken: those of its clients' connections, and its own.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        let of = |pid: i32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+            text.split(' ').next().and_then(|ns| ns.parse().ok()).map_or(Duration::ZERO, Duration::from_nanos)
+        };
+        children_of(self.server.pid()).into_iter().map(of).sum()
+    }
+
     /// The end of the server's log.
     #[must_use]
     pub fn log_tail(&self) -> String {
