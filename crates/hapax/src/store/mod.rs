@@ -34,6 +34,8 @@ pub mod postgres;
 pub mod redis;
 #[cfg(feature = "encrypt")]
 pub mod sealed;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod shared;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
