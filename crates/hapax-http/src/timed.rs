@@ -54,6 +54,10 @@ impl Store for Timed {
         self.note("now", self.store.now())
     }
 
+    fn recent_now(&self) -> Option<Timestamp> {
+        self.store.recent_now()
+    }
+
     fn begin(&self, begin: Begin) -> StoreFuture<'_, Begun> {
         self.note("begin", self.store.begin(begin))
     }

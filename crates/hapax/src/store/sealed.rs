@@ -199,6 +199,10 @@ impl Store for SealedStore {
         self.store.now()
     }
 
+    fn recent_now(&self) -> Option<Timestamp> {
+        self.store.recent_now()
+    }
+
     fn begin(&self, mut begin: Begin) -> StoreFuture<'_, Begun> {
         Box::pin(async move {
             if let Some(params) = &begin.params {
