@@ -79,6 +79,8 @@ pub enum Part {
     C,
     /// Keys.
     D,
+    /// The PostgreSQL store, beside its server bare.
+    G,
 }
 
 impl Row {
