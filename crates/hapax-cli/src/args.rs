@@ -102,6 +102,7 @@ pub enum Command {
     },
     /// Show what the store holds and where it is
     Info,
+    Top(Top),
     Settle(Settle),
     /// Remove a recorded result, so that the action runs again
     ///
@@ -125,6 +126,28 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// Watch what runs, what is in doubt and what was recorded, live in the terminal
+///
+/// Keys: arrows or j and k move, Enter opens a record, v shows its params and result, s settles a doubt,
+/// / filters, ? helps, q quits.
+#[derive(Args, Debug)]
+pub struct Top {
+    /// How often it looks, 250ms to 60s
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Span,
+    /// Print what there is now, once, and end; works without a terminal
+    #[arg(long)]
+    pub once: bool,
+}
+
+fn interval(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse()?;
+    match span.0.as_millis() {
+        250..=60_000 => Ok(span),
+        _ => Err("give 250ms to 60s".into()),
+    }
 }
 
 /// Serve the API over HTTP

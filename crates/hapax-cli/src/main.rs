@@ -13,6 +13,7 @@ mod settings;
 mod signals;
 mod streams;
 mod terminal;
+mod top;
 mod units;
 mod usage;
 mod verify;
