@@ -177,10 +177,12 @@ struct Needed {
     package: &'static str,
 }
 
-const NEEDED: [Needed; 2] = [
+const NEEDED: [Needed; 3] = [
     Needed { program: "redis-server", package: "redis-server" },
     // Makes the certificates of a test's TLS.
     Needed { program: "openssl", package: "openssl" },
+    // The dashboard is tested in it.
+    Needed { program: "chromium", package: "chromium" },
 ];
 
 /// Sees to it that the servers are there that tests start: installs what is missing if it may.

@@ -17,6 +17,7 @@ mod events;
 pub mod layer;
 mod metrics;
 pub mod openapi;
+mod overview;
 pub mod path;
 mod problem;
 pub mod proxy;
