@@ -5,6 +5,7 @@
 //! crate, so that it builds in a second and runs when the rest does not build.
 #![forbid(unsafe_code)]
 
+mod fuzz;
 mod postgres;
 mod schemathesis;
 mod tally;
@@ -26,6 +27,8 @@ The project's own commands:
                               (ARGS go to hapax-storm: --minutes N, --seed S, …)
   cargo xtask model [ARGS]    look at every state of the protocol's model, in release
                               (ARGS go to hapax-model: --attempts N)
+  cargo xtask fuzz [TARGET…]  hand the targets of fuzz/ what libFuzzer makes up: --minutes N each (10), or
+                              --minimize their corpora (installs cargo-fuzz)
   cargo xtask fuzz-http       ask a server for all that its OpenAPI document says, and more, at length;
                               the tests do it in short, unless HAPAX_SKIP_SCHEMATHESIS is set
 
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Some("bench") => tool(&mut rivals(), "hapax-bench", rest),
         Some("storm") => tool(&mut cargo(), "hapax-storm", rest),
         Some("model") => tool(&mut cargo(), "hapax-model", rest),
+        Some("fuzz") => fuzz::fuzz(&rest),
         Some("fuzz-http") => schemathesis::run(rest, &[]),
         Some(other) => usage(&format!("no command {other:?}")),
     }
