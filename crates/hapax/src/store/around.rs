@@ -81,9 +81,6 @@ pub trait Around: Any + Send + Sync + fmt::Debug {
     fn now(&self) -> StoreFuture<'_, Timestamp> {
         self.call("now", |store| store.now())
     }
-    fn recent_now(&self) -> Option<Timestamp> {
-        self.within().recent_now()
-    }
     fn begin(&self, begin: Begin) -> StoreFuture<'_, Begun> {
         self.call("begin", move |store| store.begin(begin))
     }
@@ -164,9 +161,6 @@ impl<W: Around> Store for W {
     }
     fn now(&self) -> StoreFuture<'_, Timestamp> {
         Around::now(self)
-    }
-    fn recent_now(&self) -> Option<Timestamp> {
-        Around::recent_now(self)
     }
     fn begin(&self, begin: Begin) -> StoreFuture<'_, Begun> {
         Around::begin(self, begin)

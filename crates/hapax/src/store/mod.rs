@@ -490,12 +490,6 @@ pub trait Store: Any + Send + Sync + fmt::Debug {
     /// The store's clock.
     fn now(&self) -> StoreFuture<'_, Timestamp>;
 
-    /// The store's clock by an answer of a moment ago, without asking; rather late than early. `None` (the default) when
-    /// it has to be asked.
-    fn recent_now(&self) -> Option<Timestamp> {
-        None
-    }
-
     /// A number that changes whenever a recorded result may have gone before
     /// its time (cleared, evicted), by any process. `None` when the
     /// store cannot vouch that it would have noticed within the last second:

@@ -201,11 +201,10 @@ impl Store for RedisStore {
     }
 
     fn now(&self) -> StoreFuture<'_, Timestamp> {
-        self.task(|shared| async move { query::now(&shared).await })
-    }
-
-    fn recent_now(&self) -> Option<Timestamp> {
-        self.shared.topology.time()
+        match self.shared.topology.time().filter(|_| !self.shared.driver.is_closed()) {
+            Some(now) => Box::pin(std::future::ready(Ok(now))),
+            None => self.task(|shared| async move { query::now(&shared).await }),
+        }
     }
 
     #[inline]
