@@ -26,7 +26,7 @@ use crate::terminal;
 /// How long the end of a command waits for what it has begun.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// What is logged unless HAPAX_LOG says otherwise. What becomes of a claim, and of the store, is in the command's own failure.
+/// What is logged unless HAPAX_LOG says otherwise. What becomes of a claim is in the command's own failure.
 const WARNINGS: &str = "warn,hapax::claim=off,hapax::execute=off,hapax::background=off";
 
 /// Runs the subcommand; gives the exit code.
