@@ -32,6 +32,8 @@ Settings come from flags, then the environment (HAPAX_STORE, HAPAX_NAMESPACE, HA
 HAPAX_LABEL, HAPAX_TTL, HAPAX_WAIT, HAPAX_ON_DOUBT, HAPAX_VERIFY, HAPAX_LEASE), then the \
 configuration file, then defaults. `hapax config` shows each with its source.
 
+Warnings go to standard error; HAPAX_LOG chooses what else, as RUST_LOG would: HAPAX_LOG=hapax=debug.
+
 Durations are written like 24h, 1h 30m, 30s or 500ms.
 
 Exit codes of hapax itself: 64 wrong usage or configuration, 65 same key with other params, \

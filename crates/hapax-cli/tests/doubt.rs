@@ -261,7 +261,8 @@ fn a_run_that_was_taken_over_meanwhile_says_that_its_result_does_not_count() {
     first.signal(Signal::CONT);
     let done = first.finish();
     assert_eq!((done.code, done.stdout.as_str()), (Some(76), "old\n"), "{done:?}");
-    assert_one_line(&done);
+    // Whether a heartbeat noticed before the end, and warned, is a matter of time.
+    assert!(done.stderr.lines().last().is_some_and(|line| line.starts_with("hapax: ")), "{done:?}");
     assert!(done.stderr.contains("lost its claim"), "{done:?}");
     assert_eq!(home.ok(line(&[])), "new\n");
 }
