@@ -185,6 +185,7 @@ impl Settings {
         let mut settings = Self::defaults(place);
         settings.take_file(file)?;
         settings.take_environment()?;
+        settings.flags = global.flags();
         settings.take_flags(global, run);
         settings.check().map_err(Failure::usage)?;
         Ok(settings)
@@ -210,7 +211,7 @@ impl Settings {
             verify_limit: Setting::default(Span(Duration::from_secs(60))),
             auto_cleanup: Setting::default(true),
             rules: Vec::new(),
-            flags: global.flags(),
+            flags: String::new(),
             from_file: Choices::default(),
             from_environment: Choices::default(),
             from_flags: Choices::default(),
