@@ -81,6 +81,8 @@ pub enum Part {
     D,
     /// The Redis store, beside the bare commands.
     F,
+    /// The PostgreSQL store, beside its server bare.
+    G,
 }
 
 impl Row {

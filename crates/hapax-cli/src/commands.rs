@@ -70,6 +70,7 @@ async fn ask(command: Command, settings: &Settings, json: bool) -> Result<u8, Fa
         Command::Cleanup(args) => records::cleanup(args, settings, json).await,
         Command::Stats { reset } => statistics::stats(reset, settings, json).await,
         Command::Info => statistics::info(settings, json).await,
+        Command::Top(args) => crate::top::top(&args, settings, json).await,
         // Answered in `dispatch`.
         Command::Key(_)
         | Command::Parse { .. }
@@ -109,7 +110,7 @@ pub fn manager(settings: &Settings) -> Result<Builder, Failure> {
 }
 
 /// The store if it is there: looking must not make it.
-async fn existing(settings: &Settings) -> Result<Option<Hapax>, Failure> {
+pub async fn existing(settings: &Settings) -> Result<Option<Hapax>, Failure> {
     if is_absent(&settings.store()?) {
         return Ok(None);
     }

@@ -37,6 +37,11 @@ use tokio::sync::oneshot;
 use self::driver::Driver;
 use self::op::{Insert, Op};
 pub use self::options::RedisOptions;
+
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_record(answer: &[u8]) -> Result<crate::Record, String> {
+    row::read("default", answer).map(|row| *row.record)
+}
 use self::row::{Bucket, Space};
 use self::topology::Topology;
 use self::watch::Watch;
