@@ -1,6 +1,6 @@
 // The dashboard: signs in, follows the server, and puts the parts together.
 
-import { events, get, token } from './api.js';
+import { Problem, events, get, token } from './api.js';
 import { h, plain, say, setClock } from './dom.js';
 import { overview } from './overview.js';
 import { closeRecord, openKey, openRecord } from './record.js';
@@ -173,6 +173,7 @@ async function follow() {
     } catch (problem) {
       if (stream !== mine) return;
       if (problem.status === 401) return failed(problem);
+      if (!(problem instanceof Problem)) console.warn(problem);
       if (problem.status) why = `The server refuses: ${problem.message}`;
     }
     if (stream !== mine) return;
