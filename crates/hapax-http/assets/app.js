@@ -134,6 +134,8 @@ async function refresh() {
       page.top.show(data);
       page.below.show(data.newest);
       main.dataset.view = 'ready';
+      // Who has none yet is told first how to make one.
+      main.toggleAttribute('data-empty', data.stats.totalCached === 0);
     });
   } finally {
     looking = false;
@@ -271,5 +273,6 @@ addEventListener('popstate', () => {
   followLink();
 });
 document.addEventListener('visibilitychange', () => !document.hidden && page && look(true));
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', themeName);
 themeName();
 start();
