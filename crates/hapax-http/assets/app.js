@@ -1,6 +1,6 @@
 // The dashboard: signs in, follows the server, and puts the parts together.
 
-import { events, get, token } from './api.js';
+import { Problem, events, get, token } from './api.js';
 import { h, plain, say, setClock } from './dom.js';
 import { overview } from './overview.js';
 import { closeRecord, openKey, openRecord } from './record.js';
@@ -134,6 +134,8 @@ async function refresh() {
       page.top.show(data);
       page.below.show(data.newest);
       main.dataset.view = 'ready';
+      // Who has none yet is told first how to make one.
+      main.toggleAttribute('data-empty', data.stats.totalCached === 0);
     });
   } finally {
     looking = false;
@@ -173,6 +175,7 @@ async function follow() {
     } catch (problem) {
       if (stream !== mine) return;
       if (problem.status === 401) return failed(problem);
+      if (!(problem instanceof Problem)) console.warn(problem);
       if (problem.status) why = `The server refuses: ${problem.message}`;
     }
     if (stream !== mine) return;
@@ -270,5 +273,6 @@ addEventListener('popstate', () => {
   followLink();
 });
 document.addEventListener('visibilitychange', () => !document.hidden && page && look(true));
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', themeName);
 themeName();
 start();

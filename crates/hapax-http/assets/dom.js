@@ -50,7 +50,9 @@ export const now = () => Date.now() + ahead;
 function relative(at) {
   const left = at - now();
   if (Math.abs(left) < 2000) return 'now';
-  return left < 0 ? `${span(-left)} ago` : `in ${span(left)}`;
+  const whole = Math.floor(Math.abs(left) / 1000);
+  const text = whole < 60 ? `${whole} s` : span(whole * 1000);
+  return left < 0 ? `${text} ago` : `in ${text}`;
 }
 
 export function time(iso) {

@@ -60,8 +60,8 @@ export function overview({ open, may, changed }) {
     { class: 'overview' },
     doubt,
     h('dl', { class: 'tiles' }, Object.values(tiles).map((t) => t.element)),
-    h('div', { class: 'two' }, over.element, runs.element),
-    h('div', { class: 'two' }, byKind.element, h('div', { class: 'stack' }, slowest.element, ends.element)),
+    h('div', { class: 'two' }, over.element, h('div', { class: 'stack' }, runs.element, ends.element)),
+    h('div', { class: 'two' }, byKind.element, slowest.element),
   );
   let plotted = '';
 
@@ -100,9 +100,9 @@ export function overview({ open, may, changed }) {
       h('li', {}, row(r, open, ['began ', r.startedAt]), h('button', { class: 'ghost settle', type: 'button', disabled: !may().write, title: may().write ? null : 'Needs the role write', 'aria-describedby': 'doubt-why', onclick: () => settle(r, changed) }, 'Settle…')));
     put(running, data.inProgress, 'Nothing runs.', (r) => ['began ', r.startedAt]);
     runs.small.textContent = data.stats.inProgress > data.inProgress.length ? `the first ${data.inProgress.length} of ${count(data.stats.inProgress)}` : '';
-    put(expiring, data.expiring.slice(0, 10), 'Nothing expires within the hour.', (r) => ['', r.expiresAt]);
+    put(expiring, data.expiring.slice(0, 20), 'Nothing expires within the hour.', (r) => ['', r.expiresAt]);
     put(slow, data.slowest.slice(0, 6), 'Nothing was timed yet.', (r) => [`${span(r.durationMs)} · `, r.executedAt]);
-    const bound = data.behind ? `of ${count(data.lookedAt)} records; still reading` : `of the newest ${count(data.lookedAt)} records`;
+    const bound = data.lookedAt === 0 ? '' : data.lookedAt === 1 ? 'of one record' : data.behind ? `of ${count(data.lookedAt)} records; still reading` : `of the newest ${count(data.lookedAt)} records`;
     slowest.small.textContent = bound;
     byKind.small.textContent = bound;
     kinds.replaceChildren(

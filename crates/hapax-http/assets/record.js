@@ -38,7 +38,10 @@ export async function openRecord(key, may, closed, changed) {
     if (sheet === dialog) sheet = null;
     if (dialog.hapaxQuiet) return;
     closed();
-    if (back?.isConnected) back.focus({ preventScroll: true });
+    // The row may have been made anew meanwhile.
+    const rows = () => [...document.querySelectorAll('#records .row'), ...document.querySelectorAll('main .row')];
+    const to = back?.isConnected ? back : rows().find((row) => row.dataset.key === key);
+    to?.focus({ preventScroll: true });
   }
 
   async function load() {
@@ -52,7 +55,7 @@ export async function openRecord(key, may, closed, changed) {
       return;
     }
     body.removeAttribute('aria-busy');
-    body.replaceChildren(...parts(record));
+    body.replaceChildren(...parts(record).filter(Boolean));
   }
 
   function parts(record) {

@@ -35,7 +35,6 @@ export function records({ open, filters, filtered }) {
   let newest = [];
   let timer = 0;
   let turn = null;
-  restore();
 
   function restore() {
     const asked = filters();
@@ -137,6 +136,7 @@ export function records({ open, filters, filtered }) {
     reconcile(list, shown, (r) => r.key, (r) => h('li', {}, row(r, open)));
   }
 
+  restore();
   return {
     element,
     focus: () => { inputs.key.focus(); inputs.key.select(); },

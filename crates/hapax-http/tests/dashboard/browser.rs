@@ -39,9 +39,17 @@ impl Browser {
         let data = format!("--user-data-dir={}", profile.path().display());
         // Chromium reads commands from descriptor 3 and answers on 4.
         let started = Command::new("sh")
-            .args(["-c", "command -v chromium >/dev/null || exit 127; exec chromium \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null"])
+            .args([
+                "-c",
+                "command -v chromium >/dev/null || exit 127; exec chromium \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null",
+            ])
             .args(["chromium", "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu"])
-            .args(["--no-first-run", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-extensions"])
+            .args([
+                "--no-first-run",
+                "--disable-dev-shm-usage",
+                "--disable-background-networking",
+                "--disable-extensions",
+            ])
             .args(["--disable-component-update", "--hide-scrollbars", "--window-size=1280,900", &data])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -145,7 +153,9 @@ impl Page<'_> {
         async move {
             let began = Instant::now();
             // While a page loads there may be nothing to ask.
-            while self.js(&format!("(() => {{ try {{ return !!({expression}) }} catch {{ return false }} }})()")).await != true {
+            while self.js(&format!("(() => {{ try {{ return !!({expression}) }} catch {{ return false }} }})()")).await
+                != true
+            {
                 if began.elapsed() > PATIENCE {
                     let seen = self.js("document.body.innerText.slice(0, 3000)").await;
                     panic!("{at}: never true: {expression}\n{}", seen.as_str().unwrap_or(""));

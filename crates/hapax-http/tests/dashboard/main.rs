@@ -76,7 +76,7 @@ async fn foreign_text_stays_text_at_every_width() {
         "owner": {"host": "h", "pid": 1, "label": "<svg onload=window.pwned=4>"}});
     let attempt = http.claim(&claim).await;
     http.complete(&attempt, key, &json!({"html": image, "long": "x".repeat(10_000)})).await.is(200);
-    let failing = json!({"key": "'-alert(1)-'", "actionType": script, "target": long});
+    let failing = json!({"key": "'-alert(1)-'", "actionType": script, "target": "wide".repeat(128)});
     let attempt = http.claim(&failing).await;
     let error = json!({"key": "'-alert(1)-'", "error": format!("{image}{script}{RLO}{long}")});
     http.post(&format!("/v1/claims/{attempt}/fail"), &error).await.is(200);
@@ -151,7 +151,7 @@ async fn from_the_first_record_to_a_settled_doubt() {
         }
     }
     http.claim(&json!({"key": "running", "actionType": "export", "target": "s3"})).await;
-    let first = doubt(&http, &json!({"key": "pay:1", "actionType": "charge_card", "target": "stripe"})).await;
+    doubt(&http, &json!({"key": "pay:1", "actionType": "charge_card", "target": "stripe"})).await;
     doubt(&http, &json!({"key": "pay:2", "actionType": "charge_card", "target": "stripe"})).await;
     page.until("document.querySelectorAll('.doubt .row').length === 2").await;
     page.until("document.querySelectorAll('#records .row').length === 33").await;
@@ -168,7 +168,8 @@ async fn from_the_first_record_to_a_settled_doubt() {
     page.until("document.activeElement.id === 'by-key'").await;
     page.click("#by-action").await;
     page.write("send_mail").await;
-    page.until("document.querySelectorAll('#records .row').length === 10 && location.hash === '#action=send_mail'").await;
+    page.until("document.querySelectorAll('#records .row').length === 10 && location.hash === '#action=send_mail'")
+        .await;
     page.press("Escape").await;
     page.until("document.activeElement === document.body").await;
     page.js("document.querySelector('#records .row').focus()").await;
@@ -177,6 +178,7 @@ async fn from_the_first_record_to_a_settled_doubt() {
     page.press("Enter").await;
     page.until("document.querySelector('dialog.sheet [data-secret=params]')").await;
     assert_eq!(page.js("document.querySelector('dialog.sheet pre')").await, json!(null), "params show unasked");
+    assert_eq!(page.js("/undefined|false|NaN/.test(document.querySelector('dialog').textContent)").await, false);
     page.shot("record").await;
     page.press("Escape").await;
     page.until("!document.querySelector('dialog') && !location.hash.includes('record')").await;
@@ -206,7 +208,6 @@ async fn from_the_first_record_to_a_settled_doubt() {
     page.until("!document.querySelector('dialog') && document.querySelectorAll('.doubt .row').length === 1").await;
     let settled = http.get("/v1/records/pay%3A1").await.json();
     assert_eq!((&settled["state"], &settled["result"]), (&json!("completed"), &json!({"id": 7})));
-    assert_eq!(settled["attemptId"], first);
 
     // It did not.
     page.click(&settle("pay:2")).await;
