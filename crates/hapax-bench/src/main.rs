@@ -1,10 +1,11 @@
 //! `hapax-bench`: hapax's numbers, beside rivals and limits in the same run.
 //!
-//! Four parts: (a) `memory`, (b) `callers`, (c) `sizes`, (d) `keys`. Each lets hapax and what stands
+//! Its parts: (a) `memory`, (b) `callers`, (c) `sizes`, (d) `keys`, (g) `http`. Each lets hapax and what stands
 //! beside it run in turn (`stats`); `report` makes of it a table, a JSON file and the README's part.
 #![forbid(unsafe_code)]
 
 mod callers;
+mod http;
 mod keys;
 mod log;
 mod machine;
@@ -33,7 +34,7 @@ struct Cli {
     /// A minute's smoke test: fewer and shorter runs, smaller stores; its figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Only these parts: a (memory), b (SQLite by callers), c (SQLite by size), d (keys).
+    /// Only these parts: a (memory), b (SQLite by callers), c (SQLite by size), d (keys), g (HTTP).
     #[arg(long, value_name = "PARTS", value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// Where the results go, and the databases while it runs: a directory on the disk to be measured.
@@ -108,6 +109,13 @@ fn measure(cli: &Cli, say: &mut dyn FnMut(&str)) -> Result<(Report, Plots)> {
     if wanted(Part::D) {
         let size = if quick { keys::Size { ops: 10_000, rounds: 3 } } else { keys::Size { ops: 50_000, rounds: 15 } };
         let (more, said) = keys::measure(size, say)?;
+        rows.extend(more);
+        notes.extend(said);
+    }
+    if wanted(Part::G) {
+        let (run, rounds) = if quick { (Duration::from_millis(200), 3) } else { (Duration::from_secs(1), 7) };
+        let size = http::Size { connections: vec![1, 16, 64, 256], run, rounds };
+        let (more, said) = http::measure(&size, say)?;
         rows.extend(more);
         notes.extend(said);
     }

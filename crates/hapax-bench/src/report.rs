@@ -79,6 +79,8 @@ pub enum Part {
     C,
     /// Keys.
     D,
+    /// The server over HTTP, beside a bare handler.
+    G,
 }
 
 impl Row {
