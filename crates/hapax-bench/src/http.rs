@@ -1,4 +1,4 @@
-//! (g) The server over HTTP, beside a bare axum handler that sends an answer of the same size.
+//! (h) The server over HTTP, beside a bare axum handler that sends an answer of the same size.
 //!
 //! Server, bare handler and clients share one runtime, so that each has the same cores. A client is a socket that
 //! writes a request and reads its answer, again and again: a library's client would cost more than the server.
@@ -179,7 +179,7 @@ pub fn measure(size: &Size, say: &mut dyn FnMut(&str)) -> Result<(Vec<Row>, Vec<
     let servers = Servers::start()?;
     let (mut rows, mut notes) = (Vec::new(), Vec::new());
     for &connections in &size.connections {
-        say(&format!("g: HTTP, {connections} connections"));
+        say(&format!("h: HTTP, {connections} connections"));
         // p50 and p99 of each round, by what was done.
         let kinds = [("bare axum", Work::Bare), ("replay", Work::Replay), ("claim and complete", Work::Fresh)];
         let mut tails: [Vec<(f64, f64)>; 3] = Default::default();
@@ -200,9 +200,9 @@ pub fn measure(size: &Size, say: &mut dyn FnMut(&str)) -> Result<(Vec<Row>, Vec<
         let [bare, replay, fresh] = series.as_slice() else { bail!("three were measured") };
         let with = format!("{connections} connection{}", if connections == 1 { "" } else { "s" });
         rows.push(
-            Row::new(Part::G, format!("replay over HTTP, {with}"), Show::Rate, replay, bare).target(Some(TARGET)),
+            Row::new(Part::H, format!("replay over HTTP, {with}"), Show::Rate, replay, bare).target(Some(TARGET)),
         );
-        rows.push(Row::new(Part::G, format!("claim and complete over HTTP, {with}"), Show::Rate, fresh, bare));
+        rows.push(Row::new(Part::H, format!("claim and complete over HTTP, {with}"), Show::Rate, fresh, bare));
         let shown = kinds.iter().zip(&tails).map(|((name, _), tails)| {
             let of = |pick: fn(&(f64, f64)) -> f64| {
                 let values: Vec<f64> = tails.iter().map(pick).collect();
@@ -210,9 +210,9 @@ pub fn measure(size: &Size, say: &mut dyn FnMut(&str)) -> Result<(Vec<Row>, Vec<
             };
             format!("{name} {} and {}", of(|t| t.0), of(|t| t.1))
         });
-        notes.push(format!("g, {with}, p50 and p99: {}.", shown.collect::<Vec<_>>().join("; ")));
+        notes.push(format!("h, {with}, p50 and p99: {}.", shown.collect::<Vec<_>>().join("; ")));
     }
-    notes.push("g: a claim and its completion are two requests, counted as one; the store is `memory:`.".into());
+    notes.push("h: a claim and its completion are two requests, counted as one; the store is `memory:`.".into());
     Ok((rows, notes))
 }
 

@@ -1,6 +1,6 @@
 //! `hapax-bench`: hapax's numbers, beside rivals and limits in the same run.
 //!
-//! Its parts: (a) `memory`, (b) `callers`, (c) `sizes`, (d) `keys`, (g) `http`. Each lets hapax and what stands
+//! Parts: (a) `memory`, (b) `callers`, (c) `sizes`, (d) `keys`, (g) `postgres`, (h) `http`. Each lets hapax and what stands
 //! beside it run in turn (`stats`); `report` makes of it a table, a JSON file and the README's part.
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ mod log;
 mod machine;
 mod memory;
 mod plot;
+mod postgres;
 mod report;
 mod run;
 mod sizes;
@@ -34,7 +35,7 @@ struct Cli {
     /// A minute's smoke test: fewer and shorter runs, smaller stores; its figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Only these parts: a (memory), b (SQLite by callers), c (SQLite by size), d (keys), g (HTTP).
+    /// Only these parts: a (memory), b (SQLite by callers), c (SQLite by size), d (keys), g (PostgreSQL), h (HTTP).
     #[arg(long, value_name = "PARTS", value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// Where the results go, and the databases while it runs: a directory on the disk to be measured.
@@ -113,9 +114,14 @@ fn measure(cli: &Cli, say: &mut dyn FnMut(&str)) -> Result<(Report, Plots)> {
         notes.extend(said);
     }
     if wanted(Part::G) {
+        let (run, rounds) = if quick { (Duration::from_millis(200), 3) } else { (Duration::from_millis(800), 7) };
+        let (more, said) = postgres::measure(&postgres::Size { callers: vec![1, 16, 64, 256], run, rounds }, say)?;
+        rows.extend(more);
+        notes.extend(said);
+    }
+    if wanted(Part::H) {
         let (run, rounds) = if quick { (Duration::from_millis(200), 3) } else { (Duration::from_secs(1), 7) };
-        let size = http::Size { connections: vec![1, 16, 64, 256], run, rounds };
-        let (more, said) = http::measure(&size, say)?;
+        let (more, said) = http::measure(&http::Size { connections: vec![1, 16, 64, 256], run, rounds }, say)?;
         rows.extend(more);
         notes.extend(said);
     }

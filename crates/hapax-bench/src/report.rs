@@ -79,8 +79,10 @@ pub enum Part {
     C,
     /// Keys.
     D,
-    /// The server over HTTP, beside a bare handler.
+    /// The PostgreSQL store, beside its server bare.
     G,
+    /// The server over HTTP, beside a bare handler.
+    H,
 }
 
 impl Row {

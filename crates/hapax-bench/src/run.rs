@@ -15,7 +15,7 @@ pub fn runtime(threads: usize) -> Result<Runtime> {
         builder.worker_threads(threads);
         builder
     };
-    Ok(builder.enable_time().build()?)
+    Ok(builder.enable_all().build()?)
 }
 
 /// Starts `count` tasks and waits for all; how long that took.

@@ -34,7 +34,8 @@ configuration file, then defaults. `hapax config` shows each with its source.
 
 Durations are written like 24h, 1h 30m, 30s or 500ms.
 
-Exit codes of hapax itself: 64 wrong usage or configuration, 65 same key with other params, 69 store \
+Exit codes of hapax itself: 64 wrong usage or configuration, 65 same key with other params, \
+or a stale attempt, 69 store \
 unavailable, 75 turned away while another runs it, 76 in doubt. With --json a failure is one object on \
 the last line of standard error: {\"error\":{\"kind\",\"code\",\"message\",\"key\"}}.";
 
@@ -355,8 +356,8 @@ pub struct Ls {
     /// Of this signal
     #[arg(long, value_name = "ID")]
     pub signal: Option<String>,
-    /// In this state: in_progress, completed, failed or in_doubt
-    #[arg(long, value_name = "STATE")]
+    /// In this state: in-progress, completed, failed or in-doubt
+    #[arg(long, value_name = "STATE", value_parser = state)]
     pub state: Option<hapax::State>,
     /// Whose result expires within this time
     #[arg(long, value_name = "DURATION")]
@@ -372,11 +373,19 @@ pub struct Ls {
     pub all: bool,
 }
 
+/// A state, as the records write it or with a hyphen.
+fn state(text: &str) -> Result<hapax::State, String> {
+    text.replace('-', "_").parse::<hapax::State>().map_err(|e| e.to_string())
+}
+
 /// Say what became of a key in doubt, so that it can be replayed or run again
 ///
 /// `hapax run` replays a JSON string as its text and any other JSON as it is. To
 /// have an exit code and standard error replayed too, give an object such as
 /// {"exitCode":0,"stdout":"…","stderr":"…"}.
+///
+/// Name the attempt that you looked into: between your look and this command the
+/// key may have been run again. A stale attempt settles nothing and is exit code 65.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("what").required(true)))]
 pub struct Settle {
@@ -388,6 +397,9 @@ pub struct Settle {
     /// The effect did not happen: the next call runs it
     #[arg(long, group = "what")]
     pub not_happened: bool,
+    /// Only if it is in doubt by this attempt, as `hapax get` shows it
+    #[arg(long, value_name = "ID")]
+    pub attempt: Option<hapax::AttemptId>,
     /// How long the result is kept [default: 24h]
     #[arg(long, value_name = "DURATION", conflicts_with = "not_happened")]
     pub ttl: Option<Keep>,

@@ -167,6 +167,8 @@ pub struct Settings {
     pub verify_limit: Setting<Span>,
     pub auto_cleanup: Setting<bool>,
     pub rules: Vec<Rule>,
+    /// The flags that another command for the same records needs.
+    pub flags: String,
     from_file: Choices,
     from_environment: Choices,
     from_flags: Choices,
@@ -190,6 +192,7 @@ impl Settings {
             verify_limit: Setting::default(Span(Duration::from_secs(60))),
             auto_cleanup: Setting::default(true),
             rules: Vec::new(),
+            flags: global.flags(),
             from_file: Choices::default(),
             from_environment: Choices::default(),
             from_flags: Choices::default(),

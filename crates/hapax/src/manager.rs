@@ -53,6 +53,8 @@ impl std::fmt::Debug for Hapax {
 
 pub(crate) struct Inner {
     pub(crate) store: Arc<dyn Store>,
+    /// Whether remembered results are aged by this host's own clock, as they are unless a test injects one.
+    ages_by_host: bool,
     owns_store: bool,
     pub(crate) namespace: Arc<str>,
     pub(crate) owner: Arc<Owner>,
@@ -125,6 +127,7 @@ impl Hapax {
             label: config.label.clone(),
         };
         let inner = Arc::new(Inner {
+            ages_by_host: store.clock().is_none_or(Clock::is_host),
             store,
             owns_store,
             namespace: config.namespace.as_str().into(),
@@ -596,6 +599,9 @@ impl Inner {
     /// The wall clock that remembered results are aged by.
     #[inline]
     pub(crate) fn coarse_now(&self) -> Timestamp {
+        if self.ages_by_host {
+            return SystemClock.coarse_now();
+        }
         self.store.clock().map_or_else(|| SystemClock.coarse_now(), Clock::coarse_now)
     }
 
