@@ -83,6 +83,8 @@ pub enum Part {
     F,
     /// The PostgreSQL store, beside its server bare.
     G,
+    /// The server over HTTP, beside a bare handler.
+    H,
 }
 
 impl Row {

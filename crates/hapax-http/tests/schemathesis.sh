@@ -10,7 +10,7 @@ work="$(mktemp -d)"
 trap 'kill "$server" 2>/dev/null || true; rm -rf "$work"' EXIT
 # As the tests are built, so that after them there is nothing to build.
 cargo build --quiet --workspace --all-features --example serve
-"${CARGO_TARGET_DIR:-target}/debug/examples/serve" memory: 0 >"$work/log" 2>&1 &
+"${CARGO_TARGET_DIR:-target}/debug/examples/serve" memory: 0 100ms >"$work/log" 2>&1 &
 server=$!
 address=""
 for _ in $(seq 100); do
