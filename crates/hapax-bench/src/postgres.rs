@@ -166,7 +166,7 @@ impl Work {
                                 bare.look(&replayed(n)).await?;
                             } else {
                                 // The action's own work, as hapax's callers do it.
-                                bare.execute(&key(n), &result.to_string()).await?;
+                                bare.execute(&key(n), &result).await?;
                             }
                         }
                         Ok(())
