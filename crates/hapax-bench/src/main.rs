@@ -1,6 +1,6 @@
 //! `hapax-bench`: hapax's numbers, beside rivals and limits in the same run.
 //!
-//! Four parts: (a) `memory`, (b) `callers`, (c) `sizes`, (d) `keys`. Each lets hapax and what stands
+//! Parts: (a) `memory`, (b) `callers`, (c) `sizes`, (d) `keys`, (f) `redis`, (g) `postgres`. Each lets hapax and what stands
 //! beside it run in turn (`stats`); `report` makes of it a table, a JSON file and the README's part.
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,8 @@ mod log;
 mod machine;
 mod memory;
 mod plot;
+mod postgres;
+mod redis;
 mod report;
 mod run;
 mod sizes;
@@ -33,7 +35,7 @@ struct Cli {
     /// A minute's smoke test: fewer and shorter runs, smaller stores; its figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Only these parts: a (memory), b (SQLite by callers), c (SQLite by size), d (keys).
+    /// Only these parts: a (memory), b (SQLite by callers), c (SQLite by size), d (keys), f (Redis), g (PostgreSQL).
     #[arg(long, value_name = "PARTS", value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// Where the results go, and the databases while it runs: a directory on the disk to be measured.
@@ -108,6 +110,19 @@ fn measure(cli: &Cli, say: &mut dyn FnMut(&str)) -> Result<(Report, Plots)> {
     if wanted(Part::D) {
         let size = if quick { keys::Size { ops: 10_000, rounds: 3 } } else { keys::Size { ops: 50_000, rounds: 15 } };
         let (more, said) = keys::measure(size, say)?;
+        rows.extend(more);
+        notes.extend(said);
+    }
+    if wanted(Part::F) {
+        let (run, rounds) = if quick { (Duration::from_millis(100), 1) } else { (Duration::from_secs(1), 5) };
+        let size = redis::Size { callers: vec![1, 16, 64, 256], run, rounds };
+        let (more, said) = redis::measure(&size, say)?;
+        rows.extend(more);
+        notes.extend(said);
+    }
+    if wanted(Part::G) {
+        let (run, rounds) = if quick { (Duration::from_millis(200), 3) } else { (Duration::from_millis(800), 7) };
+        let (more, said) = postgres::measure(&postgres::Size { callers: vec![1, 16, 64, 256], run, rounds }, say)?;
         rows.extend(more);
         notes.extend(said);
     }

@@ -79,6 +79,10 @@ pub enum Part {
     C,
     /// Keys.
     D,
+    /// The Redis store, beside the bare commands.
+    F,
+    /// The PostgreSQL store, beside its server bare.
+    G,
 }
 
 impl Row {

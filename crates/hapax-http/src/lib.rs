@@ -14,6 +14,9 @@ mod client;
 mod config;
 mod docs;
 mod events;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod layer;
 mod metrics;
 pub mod openapi;

@@ -44,11 +44,19 @@ pub enum Tls {
     On,
 }
 
-/// The directory of PostgreSQL's binaries: that of `pg_config`, or the newest under `/usr/lib/postgresql`.
+/// Names the directory of the binaries to test with, of another version, say.
+pub const BIN: &str = "HAPAX_POSTGRES_BIN";
+
+/// The directory of PostgreSQL's binaries: what `HAPAX_POSTGRES_BIN` says, else the newest under `/usr/lib/postgresql`,
+/// else that of `pg_config`.
 ///
 /// # Errors
 /// When there is none; says what to install.
 pub fn bin_dir() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os(BIN).map(PathBuf::from) {
+        ensure!(dir.join("postgres").exists(), "{BIN} is {}, and there is no `postgres` in it", dir.display());
+        return Ok(dir);
+    }
     let mut found: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -63,6 +71,12 @@ pub fn bin_dir() -> Result<PathBuf> {
     let asked = Command::new("pg_config").arg("--bindir").output();
     let dir = asked.ok().and_then(|o| String::from_utf8(o.stdout).ok()).map(|s| PathBuf::from(s.trim()));
     dir.filter(|dir| dir.join("postgres").exists()).with_context(|| format!("no PostgreSQL here: {INSTALL}"))
+}
+
+/// A client program: that of the server's version, or of another where the server comes without, as some packages do.
+fn client(bin: &Path, name: &str) -> PathBuf {
+    let own = bin.join(name);
+    if own.exists() { own } else { name.into() }
 }
 
 fn is_root() -> bool {
@@ -219,7 +233,7 @@ impl PostgresServer {
     /// # Errors
     /// When a statement fails.
     pub fn psql(&self, database: &str, sql: &str) -> Result<String> {
-        let mut command = Command::new(self.bin.join("psql"));
+        let mut command = Command::new(client(&self.bin, "psql"));
         command
             .env("PGPASSWORD", PASSWORD)
             .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", USER])
@@ -269,6 +283,16 @@ impl PostgresServer {
         }
     }
 
+    /// The processor time that its running processes have taken: those of its clients' connections, and its own.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        let of = |pid: i32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+            text.split(' ').next().and_then(|ns| ns.parse().ok()).map_or(Duration::ZERO, Duration::from_nanos)
+        };
+        children_of(self.server.pid()).into_iter().map(of).sum()
+    }
+
     /// The end of the server's log.
     #[must_use]
     pub fn log_tail(&self) -> String {
@@ -307,7 +331,7 @@ fn launch(bin: &Path, dir: &Path, port: u16, disk: Disk, tls: Tls) -> Result<Ser
         command.args(["-c", setting]);
     }
     let ready = || {
-        let mut probe = Command::new(bin.join("pg_isready"));
+        let mut probe = Command::new(client(bin, "pg_isready"));
         probe.args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]);
         accepts(port) && probe.status().is_ok_and(|s| s.success())
     };

@@ -143,7 +143,7 @@ impl RedisServer {
     /// When it does not start.
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program());
         let port = self.port.to_string();
         if self.config.tls {
             let file = |name: &str| self.dir.path().join(name).to_string_lossy().into_owned();
@@ -170,6 +170,11 @@ impl RedisServer {
         ensure!(!self.config.tls, "only without TLS");
         ask(self.port, self.config.password.as_deref(), words)
     }
+}
+
+/// The server's program: `HAPAX_REDIS_SERVER`, or `redis-server` of the system. Any Redis from 6.2 on, or Valkey.
+fn program() -> std::ffi::OsString {
+    std::env::var_os("HAPAX_REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
 }
 
 fn is_ready(port: u16, password: Option<&str>) -> bool {
@@ -260,7 +265,11 @@ impl RedisCluster {
         let bounds = [0, 5461, 10923, 16384];
         for (node, range) in nodes.iter().zip(bounds.windows(2)) {
             let &[first, next] = range else { continue };
-            node.ask(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &(next - 1).to_string()])?;
+            // `ADDSLOTSRANGE` came with 7.0.
+            let slots: Vec<String> = (first..next).map(|slot: u16| slot.to_string()).collect();
+            let words: Vec<&str> =
+                ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str)).collect();
+            node.ask(&words)?;
         }
         if let Some((first, others)) = nodes.split_first() {
             for (epoch, node) in others.iter().enumerate() {
@@ -345,7 +354,7 @@ impl RedisSentinels {
                 primary.port
             );
             std::fs::write(&file, text)?;
-            let mut command = Command::new("redis-server");
+            let mut command = Command::new(program());
             command.arg(&file).arg("--sentinel");
             let server = Server::start(command, &format!("sentinel-{number}"), dir.path(), || is_ready(port, None))?;
             sentinels.push((server, port));

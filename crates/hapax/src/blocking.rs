@@ -116,6 +116,10 @@ impl Hapax {
     }
 
     /// Waits for a future of the async face on this thread.
+    ///
+    /// The way to what has no blocking form: `execute_in_tx` of a `postgres://` store, say, whose action speaks to its
+    /// transaction by `await` and so is async itself:
+    /// `hapax.run(hapax.as_async().execute_in_tx(&action, |tx, _context| Box::pin(async move { … })))`.
     pub fn run<F: Future>(&self, future: F) -> F::Output {
         self.wait(future)
     }

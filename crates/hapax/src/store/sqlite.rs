@@ -470,7 +470,7 @@ impl Store for SqliteStore {
                 _ => return Ok(()),
             }
             if !self.shared.watch.is_closed() {
-                let _ = tokio::time::timeout(at_most, waiting.notify.notified()).await;
+                let _ = tokio::time::timeout(at_most, waiting.woken()).await;
             }
             Ok(())
         })

@@ -59,6 +59,17 @@ async fn effect_and_record_are_there_together() {
     assert_eq!(count(server(), &format!("SELECT count(*) FROM {table}")).await, 1);
 }
 
+/// Callers without async wait for it by `run`.
+#[test]
+fn the_blocking_face_can_wait_for_it() {
+    let url = url();
+    let table = ledger(server(), "postgres", &schema_of(&url));
+    let hapax = hapax::blocking::Hapax::open(&url).unwrap();
+    assert!(!hapax.run(book(hapax.as_async(), &action(1), &table)).unwrap());
+    assert!(hapax.run(book(hapax.as_async(), &action(1), &table)).unwrap());
+    assert_eq!(server().psql("postgres", &format!("SELECT count(*) FROM {table}")).unwrap(), "1");
+}
+
 #[tokio::test]
 async fn it_works_behind_a_pooler() {
     let url = pooled_url();

@@ -3,7 +3,7 @@
 //! An insert that does nothing where a row is finds out which keys are new,
 //! without locking what is there. Only then is looked at what stands in the
 //! way, in a statement of its own, so that it sees what has been committed
-//! meanwhile. Rows that read as absent are removed, and those begins done again.
+//! meanwhile. Where replays are to be expected it is looked first. Rows that read as absent are removed, and those begins done again.
 //!
 //! Invariants: a begin that is told `Started` has its row committed; its own row
 //! found by a repeated begin is its own; a take-over names the attempt that it
@@ -36,8 +36,18 @@ pub(super) async fn step(shared: &Arc<Shared>, session: &Session, jobs: &mut Vec
     if let Some(capacity) = capacity.filter(|capacity| !shared.room.is_ample(*capacity, jobs.len())) {
         return room::begin_within(shared, session, jobs, capacity).await;
     }
-    let began = insert(shared, session, jobs).await?;
-    answer_begun(jobs, &began, &HashMap::default());
+    let begins = jobs.len();
+    if shared.foresight.expects_records() {
+        let found = rows_of(shared, session, jobs).await?;
+        let _ = answer_found(shared, session, jobs, found).await?;
+        shared.foresight.learn(begins, begins.saturating_sub(jobs.len()));
+        let began = insert(shared, session, jobs).await?;
+        answer_begun(jobs, &began, &HashMap::default());
+    } else {
+        let began = insert(shared, session, jobs).await?;
+        answer_begun(jobs, &began, &HashMap::default());
+        shared.foresight.learn(begins, jobs.len());
+    }
     stand_in_the_way(shared, session, jobs).await
 }
 
@@ -101,7 +111,9 @@ pub(super) async fn insert(
         _ => session.query(&shared.sql.begin_many, &arrays(&columns)).await?,
     };
     for row in &rows {
-        began.insert(row.try_get(0)?, row.try_get(1)?);
+        let at = row.try_get(1)?;
+        shared.clock.tell(at);
+        began.insert(row.try_get(0)?, at);
     }
     shared.room.began(rows.len());
     Ok(began)
@@ -161,6 +173,7 @@ pub(super) async fn rows_of(
         let hash: Uuid = row.try_get(22)?;
         let namespace = namespaces.get(&hash).copied().unwrap_or_default();
         if let Some(row) = read(&row, namespace)? {
+            shared.clock.tell(row.now.as_millis());
             found.insert(hash, row);
         }
     }
@@ -177,13 +190,32 @@ pub(super) async fn stand_in_the_way(
     if jobs.is_empty() {
         return Ok(());
     }
-    let mut found = rows_of(shared, session, jobs).await?;
+    let found = rows_of(shared, session, jobs).await?;
+    let absent = answer_found(shared, session, jobs, found).await?;
+    if !absent.is_empty() {
+        session.query(&shared.sql.drop_expired, &[&absent]).await?;
+    }
+    Ok(())
+}
+
+/// Answers jobs with the rows under their keys; returns the keys that have none, whose jobs stay.
+async fn answer_found(
+    shared: &Arc<Shared>,
+    session: &Session,
+    jobs: &mut Vec<BeginJob>,
+    mut found: HashMap<Uuid, Row>,
+) -> Result<Vec<Uuid>, Failed> {
     let mut absent = Vec::new();
     let mut last = HashMap::new();
     for job in jobs.iter() {
         last.insert(job.common.hash, job.op.attempt);
     }
+    let mut failed = None;
     for job in std::mem::take(jobs) {
+        if failed.is_some() {
+            jobs.push(job);
+            continue;
+        }
         // Two jobs of one key share the row: the last of them takes it.
         let row = if last.get(&job.common.hash) == Some(&job.op.attempt) {
             found.remove(&job.common.hash)
@@ -201,20 +233,30 @@ pub(super) async fn stand_in_the_way(
                 answer(job, Err(error));
                 continue;
             }
-            Err(other) => return Err(other),
+            Err(other) => {
+                jobs.push(job);
+                failed = Some(other);
+                continue;
+            }
         };
         if row.record.attempt_id == job.op.attempt {
             mine(shared, job, row);
-        } else if row.in_tx && row.record.state == State::InProgress && is_dead(shared, session, &row).await? {
-            jobs.push(job);
-        } else {
-            answer(job, Ok(Begun::Exists(Box::new(row.record))));
+            continue;
+        }
+        let of_tx = row.in_tx && row.record.state == State::InProgress;
+        match if of_tx { is_dead(shared, session, &row).await } else { Ok(false) } {
+            Ok(true) => jobs.push(job),
+            Ok(false) => answer(job, Ok(Begun::Exists(Box::new(row.record)))),
+            Err(error) => {
+                jobs.push(job);
+                failed = Some(error);
+            }
         }
     }
-    if !absent.is_empty() {
-        session.query(&shared.sql.drop_expired, &[&absent]).await?;
+    if let Some(error) = failed {
+        return Err(error);
     }
-    Ok(())
+    Ok(absent)
 }
 
 /// The job's own row: it was begun before, and the answer was lost on the way.

@@ -39,6 +39,7 @@ pub(super) async fn step(shared: &Arc<Shared>, session: &Session, jobs: &mut Vec
                 for row in &rows {
                     let (at, expires): (i64, Option<i64>) = (row.try_get(1)?, row.try_get(2)?);
                     let hash: Uuid = row.try_get(4)?;
+                    shared.clock.tell(at);
                     done.insert(row.try_get::<_, Uuid>(0)?, (at, expires));
                     shared.watch.wake(&hash);
                     if row.try_get(3)? {

@@ -32,10 +32,7 @@ pub(super) async fn page(
     let limit = limit.clamp(1, MAX_PAGE);
     let name = text_in(namespace);
     let space = space_tag(namespace);
-    let mut sql = String::from(
-        "SELECT @columns FROM @records r WHERE r.space_tag = $1 AND r.namespace = $2 AND r.id > $3
-            AND (r.expires_at IS NULL OR NOT @expired) AND NOT (r.in_tx AND r.state = 0 AND r.lease_until <= @now)",
-    );
+    let mut narrowed = String::new();
     let mut params: Vec<(Box<dyn ToSql + Sync + Send + '_>, Type)> =
         vec![(Box::new(space), Type::INT8), (Box::new(&*name), Type::TEXT), (Box::new(after), Type::INT8)];
     // The tag finds, the text decides.
@@ -45,7 +42,7 @@ pub(super) async fn page(
         (&filter.signal_id, "signal_tag", "signal_id"),
     ] {
         if let Some(value) = value {
-            sql.push_str(&format!(
+            narrowed.push_str(&format!(
                 " AND r.{tag_column} = ${} AND r.{column} = ${}",
                 params.len() + 1,
                 params.len() + 2
@@ -54,19 +51,38 @@ pub(super) async fn page(
             params.push((Box::new(text_in(value)), Type::TEXT));
         }
     }
-    // `<> 2` is what the index of states wants to hear.
-    sql.push_str(match filter.state {
-        None => "",
-        Some(State::InProgress) => " AND r.state = 0 AND r.state <> 2 AND r.lease_until > @now",
-        Some(State::InDoubt) => " AND r.state < 2 AND r.state <> 2 AND @in_doubt",
-        Some(State::Completed) => " AND r.state = 2",
-        Some(State::Failed) => " AND r.state = 3 AND r.state <> 2",
-    });
     if let Some(within) = filter.expiring_within {
-        sql.push_str(&format!(" AND r.expires_at <= @now + ${}", params.len() + 1));
+        narrowed.push_str(&format!(" AND r.expires_at <= @now + ${}", params.len() + 1));
         params.push((Box::new(millis(within)), Type::INT8));
     }
-    sql.push_str(&format!(" ORDER BY r.id LIMIT {}", limit + 1));
+    let of_state = match filter.state {
+        None => "",
+        Some(State::InProgress) => " AND r.state = 0 AND r.lease_until > @now",
+        Some(State::InDoubt) => " AND @in_doubt",
+        Some(State::Completed) => " AND r.state = 2",
+        Some(State::Failed) => " AND r.state = 3",
+    };
+    // Live rows and recorded ones have indexes of their own.
+    let (live, recorded) = match filter.state {
+        None => (true, true),
+        Some(State::InProgress | State::InDoubt) => (true, false),
+        Some(State::Completed | State::Failed) => (false, true),
+    };
+    let mut sql = String::new();
+    for (wanted, which) in [
+        (live, "r.state < 2 AND NOT (r.in_tx AND r.state = 0 AND r.lease_until <= @now)"),
+        (recorded, "r.state > 1 AND (r.expires_at IS NULL OR r.expires_at > @now)"),
+    ] {
+        if wanted {
+            sql.push_str(if sql.is_empty() { "" } else { " UNION ALL " });
+            sql.push_str(&format!(
+                "(SELECT @columns FROM @records r WHERE r.space_tag = $1 AND r.namespace = $2 AND r.id > $3 AND {which}\
+                 {narrowed}{of_state} ORDER BY r.id LIMIT {})",
+                limit + 1
+            ));
+        }
+    }
+    let sql = format!("SELECT * FROM ({sql}) u ORDER BY u.id LIMIT {}", limit + 1);
     let typed: Vec<(&(dyn ToSql + Sync), Type)> =
         params.iter().map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone())).collect();
     let rows = session.client.query_typed(&fill(&sql, &shared.options.schema), &typed).await?;
@@ -104,16 +120,11 @@ pub(super) async fn census(shared: &Arc<Shared>, session: &Session, namespace: &
     let sql = &shared.sql;
     let space = space_tag(namespace);
     let mut census = Census::default();
-    // Results are what is left of all: they have no index of their own.
-    let mut results = session.number(&sql.census_all, &[&space]).await?;
-    for row in session.query(&sql.census_others, &[&space]).await? {
-        let count: i64 = row.try_get(1)?;
-        results -= count;
-        if row.try_get::<_, i16>(0)? == FAILED {
-            census.failed = to_u64(count);
-        }
-    }
-    census.completed = to_u64(results);
+    // Results have no index of their own: they are what is recorded and has not failed.
+    let recorded = session.number(&sql.census_recorded, &[&space]).await?;
+    let failed = session.number(&sql.census_failed, &[&space]).await?;
+    census.failed = to_u64(failed);
+    census.completed = to_u64(recorded - failed);
     for row in session.query(&sql.census_expired, &[&space]).await? {
         let count = to_u64(row.try_get(1)?);
         match row.try_get::<_, i16>(0)? {

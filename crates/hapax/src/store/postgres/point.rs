@@ -144,7 +144,11 @@ impl Op {
     async fn apply(&self, shared: &Arc<Shared>, session: &Session, sent: bool) -> Result<Answer, Failed> {
         let sql = &shared.sql;
         Ok(match self {
-            Self::Now => Answer::Now(Timestamp::from_millis(session.number(&sql.now, &[]).await?)),
+            Self::Now => {
+                let now = session.number(&sql.now, &[]).await?;
+                shared.clock.tell(now);
+                Answer::Now(Timestamp::from_millis(now))
+            }
             Self::Heartbeat { namespace, beats } => Answer::Beats(heartbeat(shared, session, namespace, beats).await?),
             Self::Settle { namespace, key, attempt, becomes, settlement } => {
                 let of = (namespace, key, *attempt, *becomes);

@@ -62,35 +62,38 @@ pub(super) struct Common<T> {
 pub(super) type StepFuture<'a> = Pin<Box<dyn Future<Output = Result<(), Failed>> + Send + 'a>>;
 
 pub(super) trait Job: Send + Sized {
+    type Answer;
     fn attempt(&self) -> AttemptId;
     fn bytes(&self) -> usize;
-    fn until(&self) -> Instant;
-    fn sent(&self) -> bool;
-    fn mark_sent(&mut self);
-    fn fail(self, error: StoreError);
+    fn common(&self) -> &Common<Self::Answer>;
+    fn common_mut(&mut self) -> &mut Common<Self::Answer>;
+    fn into_common(self) -> Common<Self::Answer>;
     fn lane(queue: &mut Lanes) -> &mut VecDeque<Self>;
     /// Carries jobs out, taking each out of the list as it is answered.
     fn step<'a>(shared: &'a Arc<Shared>, session: &'a Session, jobs: &'a mut Vec<Self>) -> StepFuture<'a>;
+
+    fn fail(self, error: StoreError) {
+        let _ = self.into_common().answer.send(Err(error));
+    }
 }
 
 impl Job for BeginJob {
+    type Answer = Begun;
+
     fn attempt(&self) -> AttemptId {
         self.op.attempt
     }
     fn bytes(&self) -> usize {
         self.op.params.as_ref().map_or(0, |p: &Json| p.as_str().len())
     }
-    fn until(&self) -> Instant {
-        self.common.until
+    fn common(&self) -> &Common<Begun> {
+        &self.common
     }
-    fn sent(&self) -> bool {
-        self.common.sent
+    fn common_mut(&mut self) -> &mut Common<Begun> {
+        &mut self.common
     }
-    fn mark_sent(&mut self) {
-        self.common.sent = true;
-    }
-    fn fail(self, error: StoreError) {
-        let _ = self.common.answer.send(Err(error));
+    fn into_common(self) -> Common<Begun> {
+        self.common
     }
     fn lane(queue: &mut Lanes) -> &mut VecDeque<Self> {
         &mut queue.begins
@@ -101,6 +104,8 @@ impl Job for BeginJob {
 }
 
 impl Job for EndJob {
+    type Answer = Ended;
+
     fn attempt(&self) -> AttemptId {
         self.attempt
     }
@@ -112,17 +117,14 @@ impl Job for EndJob {
             End::Release => 0,
         }
     }
-    fn until(&self) -> Instant {
-        self.common.until
+    fn common(&self) -> &Common<Ended> {
+        &self.common
     }
-    fn sent(&self) -> bool {
-        self.common.sent
+    fn common_mut(&mut self) -> &mut Common<Ended> {
+        &mut self.common
     }
-    fn mark_sent(&mut self) {
-        self.common.sent = true;
-    }
-    fn fail(self, error: StoreError) {
-        let _ = self.common.answer.send(Err(error));
+    fn into_common(self) -> Common<Ended> {
+        self.common
     }
     fn lane(queue: &mut Lanes) -> &mut VecDeque<Self> {
         &mut queue.ends

@@ -63,6 +63,19 @@ const INSERT: &str = "INSERT INTO @records (hash, space_tag, action_tag, target_
     attempts, presented, started_at, lease_until, waited, fingerprint, namespace, key, signal_id, action_type, target, \
     host, pid, label, tags, params)";
 
+/// When the first or the last record of a namespace began: of live ones and of recorded ones, each by its index.
+fn edge(order: &str) -> String {
+    format!(
+        "SELECT u.started_at FROM (
+            (SELECT r.id, r.started_at FROM @records r WHERE r.space_tag = $1 AND r.state < 2
+                AND NOT (r.in_tx AND r.state = 0 AND r.lease_until <= @now) ORDER BY r.id {order} LIMIT 1)
+            UNION ALL
+            (SELECT r.id, r.started_at FROM @records r WHERE r.space_tag = $1 AND r.state > 1
+                AND (r.expires_at IS NULL OR r.expires_at > @now) ORDER BY r.id {order} LIMIT 1)
+        ) u ORDER BY u.id {order} LIMIT 1"
+    )
+}
+
 statements! {
     // A time to live that is null is for ever; LEAST would take the other.
 
@@ -140,7 +153,7 @@ statements! {
     sweep_dead (INT8)
         "WITH gone AS (DELETE FROM @records WHERE hash IN (SELECT hash FROM @records WHERE in_tx AND state = 0
             AND lease_until <= @now LIMIT $1 FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) FROM gone";
-    last_id (INT8) "SELECT COALESCE(max(id), 0) FROM @records WHERE space_tag = $1";
+    last_id (INT8) "SELECT COALESCE(max(id), 0) FROM @records WHERE space_tag = $1 AND state > 1";
     clear (INT8, TEXT, INT8, INT8)
         "WITH gone AS (DELETE FROM @records r WHERE r.hash IN (SELECT c.hash FROM @records c WHERE c.space_tag = $1
                 AND c.namespace = $2 AND c.state > 1 AND c.id <= $3 ORDER BY c.id LIMIT $4 FOR UPDATE)
@@ -170,19 +183,15 @@ statements! {
             FROM unnest($1, $2) AS a (hash, value) WHERE r.hash = a.hash";
     counters (TEXT) "SELECT name, value FROM @counters WHERE namespace = $1";
     reset_counters (TEXT) "DELETE FROM @counters WHERE namespace = $1";
-    census_all (INT8) "SELECT count(*) FROM @records WHERE space_tag = $1";
-    census_others (INT8) "SELECT state, count(*) FROM @records WHERE space_tag = $1 AND state <> 2 GROUP BY state";
+    census_recorded (INT8) "SELECT count(*) FROM @records WHERE space_tag = $1 AND state > 1";
+    census_failed (INT8) "SELECT count(*) FROM @records WHERE space_tag = $1 AND state = 3";
     census_expired (INT8)
         "SELECT state, count(*) FROM @records WHERE expires_at <= @now AND space_tag = $1 GROUP BY state";
     census_live (INT8)
-        "SELECT (@in_doubt), count(*) FROM @records r WHERE r.space_tag = $1 AND r.state < 2 AND r.state <> 2
+        "SELECT (@in_doubt), count(*) FROM @records r WHERE r.space_tag = $1 AND r.state < 2
             AND NOT (r.in_tx AND r.state = 0 AND r.lease_until <= @now) GROUP BY 1";
-    census_oldest (INT8)
-        "SELECT r.started_at FROM @records r WHERE r.space_tag = $1 AND (r.expires_at IS NULL OR r.expires_at > @now)
-            AND NOT (r.in_tx AND r.state = 0 AND r.lease_until <= @now) ORDER BY r.id LIMIT 1";
-    census_newest (INT8)
-        "SELECT r.started_at FROM @records r WHERE r.space_tag = $1 AND (r.expires_at IS NULL OR r.expires_at > @now)
-            AND NOT (r.in_tx AND r.state = 0 AND r.lease_until <= @now) ORDER BY r.id DESC LIMIT 1";
+    census_oldest (INT8) &edge("");
+    census_newest (INT8) &edge("DESC");
     bytes (TEXT) "SELECT pg_total_relation_size($1::text::regclass)";
     now () "SELECT @now";
     epoch () "SELECT value FROM @meta WHERE name = 'epoch'";

@@ -5,123 +5,60 @@
 //! nobody asks. Waiters are told by `NOTIFY` where there is a direct connection
 //! to listen on, and only attempts that somebody waits for are told of, since
 //! `NOTIFY` makes commits queue. All of it may be lost without harm: what is
-//! waited for is looked at every so often.
-//!
-//! Invariants: the epoch is vouched for only if the last poll *began* less than
-//! [`TRUST`] ago; a waiter is registered before it is looked at, so that an end in
-//! between is not missed.
+//! waited for is looked at every so often. What is made of what is seen is
+//! [`shared`](crate::store::shared)'s.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use hashbrown::{HashMap, HashSet};
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::Shared;
 use super::begin::TX_GRACE;
 use super::error::{Failed, store_error};
-use super::row::{lock_of, uuid};
+use super::row::lock_of;
 use super::session::{Link, Purpose, Session, open};
 use crate::AttemptId;
+use crate::store::shared::{EPOCH_EVERY, Trust, Waiters, coarse};
 
-/// How old the last poll may be for the epoch to be trusted, in milliseconds.
-const TRUST: i64 = 900;
-/// How often the epoch is polled while it is asked for.
-const EPOCH_EVERY: Duration = Duration::from_millis(250);
-/// How long after the last question it is still polled, in milliseconds.
-const EPOCH_WANTED: i64 = 10_000;
 /// How often waited keys are looked at when no word will come.
 const POLL: Duration = Duration::from_millis(50);
 /// How often they are looked at although word should come.
 const POLL_LISTENING: Duration = Duration::from_millis(500);
-/// The most calls that wait at once; more are sent back to look for themselves.
-const WAITERS_LIMIT: usize = 65_536;
 /// The most keys looked at in one statement.
 const LOOK: usize = 1_000;
 
-#[derive(Debug)]
-struct Waiter {
-    number: u64,
-    attempt: AttemptId,
-    notify: Arc<Notify>,
-}
-
-type Waiters = HashMap<Uuid, Vec<Waiter>, foldhash::fast::RandomState>;
-
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    /// Counts the changes of the database's epoch that were seen here.
-    epoch: AtomicU64,
-    /// The database's epoch when it was last looked at; -1: never.
+    /// Its epoch counts the changes of the database's that were seen here.
+    trust: Trust,
+    /// The database's epoch when it was last looked at.
     found: AtomicI64,
-    /// When the last successful poll began; 0: never.
-    polled: AtomicI64,
-    /// When the epoch was last asked for.
-    wanted: AtomicI64,
+    waiters: Waiters<Uuid>,
     started: AtomicBool,
     closed: AtomicBool,
-    /// Entries in `waiters`, so that ends take no lock when there are none.
-    waiting: AtomicUsize,
-    waiters: Mutex<Waiters>,
     /// Keys that somebody has begun to wait for since the last look.
     fresh: AtomicBool,
     bell: Notify,
-    numbers: AtomicU64,
-}
-
-/// Milliseconds of a cheap clock that nobody sets; never 0.
-fn coarse() -> i64 {
-    #[cfg(target_os = "linux")]
-    let id = rustix::time::ClockId::MonotonicCoarse;
-    #[cfg(not(target_os = "linux"))]
-    let id = rustix::time::ClockId::Monotonic;
-    let t = rustix::time::clock_gettime(id);
-    t.tv_sec.saturating_mul(1000).saturating_add(t.tv_nsec / 1_000_000).saturating_add(1)
-}
-
-/// Registered as long as it lives.
-struct Waiting<'a> {
-    watch: &'a Watch,
-    hash: Uuid,
-    number: u64,
-    notify: Arc<Notify>,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut waiters = self.watch.waiters.lock();
-        if let Some(list) = waiters.get_mut(&self.hash) {
-            list.retain(|w| w.number != self.number);
-            if list.is_empty() {
-                waiters.remove(&self.hash);
-            }
-            self.watch.waiting.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
 }
 
 impl Watch {
     /// The epoch, if it can be vouched for.
     #[inline]
     pub(super) fn epoch(&self, shared: &Arc<Shared>) -> Option<u64> {
-        let now = coarse();
-        // Not on every call: the line would go from core to core.
-        if now - self.wanted.load(Ordering::Relaxed) > 100 {
-            self.wanted.store(now, Ordering::Relaxed);
-        }
-        if now - self.polled.load(Ordering::Acquire) > TRUST {
+        let epoch = self.trust.epoch();
+        if epoch.is_none() {
             self.poke(shared);
-            return None;
         }
-        Some(self.epoch.load(Ordering::Acquire))
+        epoch
     }
 
     /// This process has raised the database's epoch.
     pub(super) fn raised(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.trust.raise();
     }
 
     #[cold]
@@ -137,28 +74,18 @@ impl Watch {
 
     /// Waits until the attempt may have ended, at most this long.
     pub(super) async fn changed(&self, shared: &Arc<Shared>, hash: Uuid, attempt: AttemptId, at_most: Duration) {
-        if self.waiting.load(Ordering::SeqCst) >= WAITERS_LIMIT {
+        let Some(waiting) = self.waiters.register(hash, attempt) else {
             tokio::time::sleep(at_most.min(POLL_LISTENING)).await;
             return;
-        }
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let notify = Arc::new(Notify::new());
-        self.waiters.lock().entry(hash).or_default().push(Waiter { number, attempt, notify: notify.clone() });
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        let waiting = Waiting { watch: self, hash, number, notify };
+        };
         self.fresh.store(true, Ordering::SeqCst);
         self.poke(shared);
-        let _ = tokio::time::timeout(at_most, waiting.notify.notified()).await;
+        let _ = tokio::time::timeout(at_most, waiting.woken()).await;
     }
 
     /// Wakes who waits for this key here.
     pub(super) fn wake(&self, hash: &Uuid) {
-        if self.waiting.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        if let Some(list) = self.waiters.lock().get(hash) {
-            list.iter().for_each(|w| w.notify.notify_one());
-        }
+        self.waiters.wake(hash);
     }
 
     /// Word of an end came from another process.
@@ -170,25 +97,17 @@ impl Watch {
 
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.waiters.lock().values().flatten().for_each(|w| w.notify.notify_one());
+        self.waiters.wake_all();
         self.bell.notify_one();
-    }
-
-    fn is_waited(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) > 0
-    }
-
-    fn is_wanted(&self) -> bool {
-        coarse() - self.wanted.load(Ordering::Relaxed) < EPOCH_WANTED
     }
 
     /// The database's epoch, as it was at a poll that began then.
     fn saw(&self, found: i64, began: i64) {
         // Counted and not copied: after a failover to a standby that was behind, the number may go back.
         if self.found.swap(found, Ordering::AcqRel) != found {
-            self.epoch.fetch_add(1, Ordering::AcqRel);
+            self.trust.raise();
         }
-        self.polled.store(began, Ordering::Release);
+        self.trust.confirm(began);
     }
 }
 
@@ -239,10 +158,10 @@ async fn run(shared: Arc<Shared>) {
     let (mut polled, mut looked) = (None::<Instant>, None::<Instant>);
     while !watch.closed.load(Ordering::Acquire) {
         let due = |last: Option<Instant>, every: Duration| last.is_none_or(|at| at.elapsed() >= every);
-        let poll = watch.is_wanted() && due(polled, EPOCH_EVERY);
+        let poll = watch.trust.is_wanted() && due(polled, EPOCH_EVERY);
         let every = if ear.hears() { POLL_LISTENING } else { POLL };
         let fresh = watch.fresh.swap(false, Ordering::SeqCst);
-        let look = watch.is_waited() && (fresh || due(looked, every));
+        let look = watch.waiters.any() && (fresh || due(looked, every));
         if poll || look {
             let outcome = round(&shared, &link, &mut ear, (poll, look)).await;
             let now = Some(Instant::now());
@@ -252,7 +171,7 @@ async fn run(shared: Arc<Shared>) {
             }
         }
         let every = if ear.hears() { POLL_LISTENING } else { POLL };
-        let nap = match (watch.is_waited(), watch.is_wanted()) {
+        let nap = match (watch.waiters.any(), watch.trust.is_wanted()) {
             (true, true) => every.min(EPOCH_EVERY),
             (true, false) => every,
             (false, true) => EPOCH_EVERY,
@@ -297,7 +216,7 @@ async fn round(
 
 /// Wakes those whose attempt is in progress no more.
 async fn look_at_waited(shared: &Arc<Shared>, session: &Session, listening: bool) -> Result<(), Failed> {
-    let mut waited: Vec<Uuid> = shared.watch.waiters.lock().keys().copied().collect();
+    let mut waited = shared.watch.waiters.keys();
     waited.sort_unstable();
     let mut locks: Option<HashSet<(i64, i64)>> = None;
     for part in waited.chunks(LOOK) {
@@ -306,26 +225,23 @@ async fn look_at_waited(shared: &Arc<Shared>, session: &Session, listening: bool
             // Every time anew: the key may have a new attempt, or its row have been held by another.
             session.query(&shared.sql.want_word, &[&part]).await?;
         }
-        let mut live: HashMap<Uuid, Uuid> = HashMap::new();
+        let mut live: HashMap<Uuid, AttemptId> = HashMap::new();
         for row in session.query(&shared.sql.live, &[&part]).await? {
-            let (hash, attempt, in_tx): (Uuid, Uuid, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            let (hash, in_tx): (Uuid, bool) = (row.try_get(0)?, row.try_get(2)?);
+            let attempt = AttemptId::from_bytes(*row.try_get::<_, Uuid>(1)?.as_bytes());
             if in_tx && shared.has_locks.load(Ordering::Relaxed) && row.try_get::<_, i64>(4)? > TX_GRACE {
                 if locks.is_none() {
                     locks = Some(tx_locks(shared, session).await?);
                 }
-                let (_, high, low) = lock_of(AttemptId::from_bytes(*attempt.as_bytes()));
+                let (_, high, low) = lock_of(attempt);
                 if locks.as_ref().is_some_and(|held| !held.contains(&(high, low))) {
                     continue;
                 }
             }
             live.insert(hash, attempt);
         }
-        let waiters = shared.watch.waiters.lock();
         for hash in &part {
-            let attempt = live.get(hash);
-            if let Some(list) = waiters.get(hash) {
-                list.iter().filter(|w| attempt != Some(&uuid(w.attempt))).for_each(|w| w.notify.notify_one());
-            }
+            shared.watch.waiters.wake_but(hash, live.get(hash).copied());
         }
     }
     Ok(())

@@ -21,7 +21,8 @@ const ROUNDS: u64 = 50;
 /// Works until the queue is closed and empty.
 pub(super) async fn work(shared: Arc<Shared>, link: Link) {
     while let Some(batch) = shared.queue.next().await {
-        let first = batch.begins.iter().map(Job::until).chain(batch.ends.iter().map(Job::until)).min();
+        let begins = batch.begins.iter().map(|job| job.common.until);
+        let first = begins.chain(batch.ends.iter().map(|job| job.common.until)).min();
         let session = match link.session(&shared, first.unwrap_or_else(Instant::now)).await {
             Ok(session) => session,
             Err(error) => {
@@ -107,7 +108,7 @@ fn refused<J: Job>(jobs: &mut Vec<J>, alone: &mut Vec<J>, error: &StoreError) {
 
 /// After the connection was lost: these may have been carried out, the others were not sent.
 fn give_up<J: Job>(shared: &Arc<Shared>, mut sent: Vec<J>, mut unsent: Vec<J>, error: &StoreError) {
-    sent.iter_mut().for_each(Job::mark_sent);
+    sent.iter_mut().for_each(|job| job.common_mut().sent = true);
     sent.append(&mut unsent);
     give_up_or_put_back(shared, sent, error);
 }
@@ -115,9 +116,9 @@ fn give_up<J: Job>(shared: &Arc<Shared>, mut sent: Vec<J>, mut unsent: Vec<J>, e
 /// Fails those whose time is over with what stood in their way, and puts the others back.
 fn give_up_or_put_back<J: Job>(shared: &Arc<Shared>, jobs: Vec<J>, error: &StoreError) {
     let now = Instant::now();
-    let (late, left): (Vec<J>, Vec<J>) = jobs.into_iter().partition(|job| job.until() <= now);
+    let (late, left): (Vec<J>, Vec<J>) = jobs.into_iter().partition(|job| job.common().until <= now);
     for job in late {
-        let error = if job.sent() { answer_lost(&shared.location, error) } else { error.clone() };
+        let error = if job.common().sent { answer_lost(&shared.location, error) } else { error.clone() };
         job.fail(error);
     }
     shared.queue.put_back(left);
@@ -126,11 +127,11 @@ fn give_up_or_put_back<J: Job>(shared: &Arc<Shared>, jobs: Vec<J>, error: &Store
 /// Fails those whose time is over although the server answers: others are always quicker.
 fn overdue<J: Job>(shared: &Arc<Shared>, jobs: Vec<J>) -> Vec<J> {
     let now = Instant::now();
-    let (late, left): (Vec<J>, Vec<J>) = jobs.into_iter().partition(|job| job.until() <= now);
+    let (late, left): (Vec<J>, Vec<J>) = jobs.into_iter().partition(|job| job.common().until <= now);
     for job in late {
         let waited = shared.options.command_limit;
         let busy = StoreError::Busy { store: shared.location.clone(), waited };
-        let error = if job.sent() { answer_lost(&shared.location, &busy) } else { busy };
+        let error = if job.common().sent { answer_lost(&shared.location, &busy) } else { busy };
         job.fail(error);
     }
     left
