@@ -68,6 +68,7 @@ function signIn(why) {
   banner(null);
   live('off', 'Signed out');
   at('leave').hidden = true;
+  at('where').textContent = '';
   main.dataset.view = 'sign-in';
   const field = h('input', { id: 'token', type: 'password', autocomplete: 'off', spellcheck: 'false', required: true, 'aria-describedby': 'token-help' });
   const form = h(
