@@ -5,7 +5,9 @@
 //! crate, so that it builds in a second and runs when the rest does not build.
 #![forbid(unsafe_code)]
 
+mod fuzz;
 mod postgres;
+mod schemathesis;
 mod tally;
 
 use std::env;
@@ -25,8 +27,10 @@ The project's own commands:
                               (ARGS go to hapax-storm: --minutes N, --seed S, …)
   cargo xtask model [ARGS]    look at every state of the protocol's model, in release
                               (ARGS go to hapax-model: --attempts N)
-  cargo xtask fuzz-http       ask a server for all that its OpenAPI document says, and more
-                              (needs schemathesis: pip install schemathesis)
+  cargo xtask fuzz [TARGET…]  hand the targets of fuzz/ what libFuzzer makes up: --minutes N each (10), or
+                              --minimize their corpora (installs cargo-fuzz)
+  cargo xtask fuzz-http       ask a server for all that its OpenAPI document says, and more, at length;
+                              the tests do it in short, unless HAPAX_SKIP_SCHEMATHESIS is set
 
 `cargo xtask bench --help` (or storm, model) lists what these take.";
 
@@ -47,7 +51,8 @@ fn main() -> ExitCode {
         Some("bench") => tool(&mut rivals(), "hapax-bench", rest),
         Some("storm") => tool(&mut cargo(), "hapax-storm", rest),
         Some("model") => tool(&mut cargo(), "hapax-model", rest),
-        Some("fuzz-http") => script("crates/hapax-http/tests/schemathesis.sh", rest),
+        Some("fuzz") => fuzz::fuzz(&rest),
+        Some("fuzz-http") => schemathesis::run(rest, &[]),
         Some(other) => usage(&format!("no command {other:?}")),
     }
 }
@@ -114,23 +119,15 @@ fn test() -> ExitCode {
             }
         }
     }
+    if code == 0 && schemathesis::briefly() != ExitCode::SUCCESS {
+        code = 1;
+    }
     announce(&format!("{} in {:.1} s", if code == 0 { "all ok" } else { "failed" }, began.elapsed().as_secs_f64()));
     // The last line of a run whose tests ran, alone: scripts read it.
     if let Some(tally) = tally {
         println!("{tally}");
     }
     ExitCode::from(code)
-}
-
-/// Runs a script of the workspace with the arguments.
-fn script(path: &str, args: Vec<OsString>) -> ExitCode {
-    match Command::new("bash").arg(path).args(args).status() {
-        Ok(status) => ExitCode::from(code_of(status)),
-        Err(error) => {
-            eprintln!("xtask: cannot run {path}: {error}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
 /// Builds a tool of the workspace in release and hands it the arguments.
@@ -184,10 +181,12 @@ struct Needed {
     package: &'static str,
 }
 
-const NEEDED: [Needed; 2] = [
+const NEEDED: [Needed; 3] = [
     Needed { program: "redis-server", package: "redis-server" },
     // Makes the certificates of a test's TLS.
     Needed { program: "openssl", package: "openssl" },
+    // The dashboard is tested in it.
+    Needed { program: "chromium", package: "chromium" },
 ];
 
 /// Sees to it that the servers are there that tests start: installs what is missing if it may.

@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use crate::log::{Answers, Log};
 use crate::plot::{Axis, Line, Plot};
 use crate::report::{Part, Row, Show};
-use crate::run::{per_op, runtime, tasks};
+use crate::run::{calibrate, per_op, runtime, tasks};
 use crate::stats::{Contestant, interleave, median};
 
 /// How much is measured.
@@ -109,14 +109,6 @@ fn log_run(runtime: &Runtime, log: &Arc<Log>, fresh: &Fresh, callers: usize, cou
 /// A checkpoint that the last run has caused must not run in the next one's time.
 fn settle() {
     std::thread::sleep(Duration::from_millis(100));
-}
-
-/// So many that a run takes about as long as asked, going by a few.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // positive and clamped
-fn calibrate(run: Duration, callers: usize, mut measure: impl FnMut(usize) -> Result<f64>) -> Result<usize> {
-    let few = (4 * callers).max(20);
-    let seconds = measure(few)?;
-    Ok(((run.as_secs_f64() / seconds) as usize).clamp(few, 1_000_000))
 }
 
 /// All rows of this part, its plot, and what they cannot say.

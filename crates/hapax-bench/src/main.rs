@@ -1,16 +1,18 @@
 //! `hapax-bench`: hapax's numbers, beside rivals and limits in the same run.
 //!
-//! Parts: (a) `memory`, (b) `callers`, (c) `sizes`, (d) `keys`, (g) `postgres`. Each lets hapax and what stands
-//! beside it run in turn (`stats`); `report` makes of it a table, a JSON file and the README's part.
+//! Parts: (a) `memory`, (b) `callers`, (c) `sizes`, (d) `keys`, (f) `redis`, (g) `postgres`, (h) `http`. Each lets
+//! hapax and what stands beside it run in turn (`stats`); `report` makes of it a table, a JSON file and the README's part.
 #![forbid(unsafe_code)]
 
 mod callers;
+mod http;
 mod keys;
 mod log;
 mod machine;
 mod memory;
 mod plot;
 mod postgres;
+mod redis;
 mod report;
 mod run;
 mod sizes;
@@ -34,7 +36,8 @@ struct Cli {
     /// A minute's smoke test: fewer and shorter runs, smaller stores; its figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Only these parts: a (memory), b (SQLite by callers), c (SQLite by size), d (keys), g (PostgreSQL).
+    /// Only these parts: a (memory), b (SQLite by callers), c (SQLite by size), d (keys), f (Redis), g (PostgreSQL), h
+    /// (HTTP).
     #[arg(long, value_name = "PARTS", value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// Where the results go, and the databases while it runs: a directory on the disk to be measured.
@@ -112,9 +115,22 @@ fn measure(cli: &Cli, say: &mut dyn FnMut(&str)) -> Result<(Report, Plots)> {
         rows.extend(more);
         notes.extend(said);
     }
+    if wanted(Part::F) {
+        let (run, rounds) = if quick { (Duration::from_millis(100), 1) } else { (Duration::from_secs(1), 5) };
+        let size = redis::Size { callers: vec![1, 16, 64, 256], run, rounds };
+        let (more, said) = redis::measure(&size, say)?;
+        rows.extend(more);
+        notes.extend(said);
+    }
     if wanted(Part::G) {
         let (run, rounds) = if quick { (Duration::from_millis(200), 3) } else { (Duration::from_millis(800), 7) };
         let (more, said) = postgres::measure(&postgres::Size { callers: vec![1, 16, 64, 256], run, rounds }, say)?;
+        rows.extend(more);
+        notes.extend(said);
+    }
+    if wanted(Part::H) {
+        let (run, rounds) = if quick { (Duration::from_millis(200), 3) } else { (Duration::from_secs(1), 7) };
+        let (more, said) = http::measure(&http::Size { connections: vec![1, 16, 64, 256], run, rounds }, say)?;
         rows.extend(more);
         notes.extend(said);
     }

@@ -79,8 +79,12 @@ pub enum Part {
     C,
     /// Keys.
     D,
+    /// The Redis store, beside the bare commands.
+    F,
     /// The PostgreSQL store, beside its server bare.
     G,
+    /// The server over HTTP, beside a bare handler.
+    H,
 }
 
 impl Row {

@@ -36,3 +36,11 @@ where
 pub fn per_op(took: Duration, ops: usize) -> f64 {
     took.as_secs_f64() / ops.max(1) as f64
 }
+
+/// So many that a run takes about as long as asked, going by a few.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // positive and clamped
+pub fn calibrate(run: Duration, callers: usize, mut measure: impl FnMut(usize) -> Result<f64>) -> Result<usize> {
+    let few = (4 * callers).max(20);
+    let seconds = measure(few)?;
+    Ok(((run.as_secs_f64() / seconds) as usize).clamp(few, 1_000_000))
+}

@@ -32,9 +32,12 @@ Settings come from flags, then the environment (HAPAX_STORE, HAPAX_NAMESPACE, HA
 HAPAX_LABEL, HAPAX_TTL, HAPAX_WAIT, HAPAX_ON_DOUBT, HAPAX_VERIFY, HAPAX_LEASE), then the \
 configuration file, then defaults. `hapax config` shows each with its source.
 
+Warnings go to standard error; HAPAX_LOG chooses what else, as RUST_LOG would: HAPAX_LOG=hapax=debug.
+
 Durations are written like 24h, 1h 30m, 30s or 500ms.
 
-Exit codes of hapax itself: 64 wrong usage or configuration, 65 same key with other params, 69 store \
+Exit codes of hapax itself: 64 wrong usage or configuration, 65 same key with other params, \
+or a stale attempt, 69 store \
 unavailable, 75 turned away while another runs it, 76 in doubt. With --json a failure is one object on \
 the last line of standard error: {\"error\":{\"kind\",\"code\",\"message\",\"key\"}}.";
 
@@ -101,6 +104,7 @@ pub enum Command {
     },
     /// Show what the store holds and where it is
     Info,
+    Top(Top),
     Settle(Settle),
     /// Remove a recorded result, so that the action runs again
     ///
@@ -124,6 +128,28 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// Watch what runs, what is in doubt and what was recorded, live in the terminal
+///
+/// Keys: arrows or j and k move, Enter opens a record, v shows its params and result, s settles a doubt,
+/// / filters, ? helps, q quits.
+#[derive(Args, Debug)]
+pub struct Top {
+    /// How often it looks, 250ms to 60s
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Span,
+    /// Print what there is now, once, and end; works without a terminal
+    #[arg(long)]
+    pub once: bool,
+}
+
+fn interval(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse()?;
+    match span.0.as_millis() {
+        250..=60_000 => Ok(span),
+        _ => Err("give 250ms to 60s".into()),
+    }
 }
 
 /// Serve the API over HTTP
@@ -355,8 +381,8 @@ pub struct Ls {
     /// Of this signal
     #[arg(long, value_name = "ID")]
     pub signal: Option<String>,
-    /// In this state: in_progress, completed, failed or in_doubt
-    #[arg(long, value_name = "STATE")]
+    /// In this state: in-progress, completed, failed or in-doubt
+    #[arg(long, value_name = "STATE", value_parser = state)]
     pub state: Option<hapax::State>,
     /// Whose result expires within this time
     #[arg(long, value_name = "DURATION")]
@@ -372,11 +398,19 @@ pub struct Ls {
     pub all: bool,
 }
 
+/// A state, as the records write it or with a hyphen.
+fn state(text: &str) -> Result<hapax::State, String> {
+    text.replace('-', "_").parse::<hapax::State>().map_err(|e| e.to_string())
+}
+
 /// Say what became of a key in doubt, so that it can be replayed or run again
 ///
 /// `hapax run` replays a JSON string as its text and any other JSON as it is. To
 /// have an exit code and standard error replayed too, give an object such as
 /// {"exitCode":0,"stdout":"…","stderr":"…"}.
+///
+/// Name the attempt that you looked into: between your look and this command the
+/// key may have been run again. A stale attempt settles nothing and is exit code 65.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("what").required(true)))]
 pub struct Settle {
@@ -388,6 +422,9 @@ pub struct Settle {
     /// The effect did not happen: the next call runs it
     #[arg(long, group = "what")]
     pub not_happened: bool,
+    /// Only if it is in doubt by this attempt, as `hapax get` shows it
+    #[arg(long, value_name = "ID")]
+    pub attempt: Option<hapax::AttemptId>,
     /// How long the result is kept [default: 24h]
     #[arg(long, value_name = "DURATION", conflicts_with = "not_happened")]
     pub ttl: Option<Keep>,

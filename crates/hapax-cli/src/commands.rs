@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use hapax::{Builder, Hapax};
 use hapax_http::HttpStore;
+use hapax_http::telemetry::{self, LogFormat, Telemetry};
 use serde::Serialize;
 
 use crate::args::{Cli, Command};
@@ -24,6 +25,9 @@ use crate::terminal;
 
 /// How long the end of a command waits for what it has begun.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What is logged unless HAPAX_LOG says otherwise. What becomes of a claim is in the command's own failure.
+const WARNINGS: &str = "warn,hapax::claim=off,hapax::execute=off,hapax::background=off";
 
 /// Runs the subcommand; gives the exit code.
 pub fn dispatch(cli: Cli) -> Result<u8, Failure> {
@@ -36,6 +40,7 @@ pub fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Config { path: true } => return setup::path(&global, json),
         _ => {}
     }
+    let _telemetry = log(&command)?;
     let settings = match &command {
         Command::Run(args) => Settings::load(&global, Some(args))?,
         _ => Settings::load(&global, None)?,
@@ -58,6 +63,19 @@ pub fn dispatch(cli: Cli) -> Result<u8, Failure> {
     }
 }
 
+/// Warnings of the library on standard error, unless the command logs by itself or owns the screen.
+fn log(command: &Command) -> Result<Option<Telemetry>, Failure> {
+    match command {
+        Command::Serve(_) | Command::Proxy(_) => return Ok(None),
+        Command::Top(args) if !args.once => return Ok(None),
+        _ => {}
+    }
+    let filter = std::env::var("HAPAX_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = filter.as_deref().unwrap_or(WARNINGS);
+    let started = telemetry::start(LogFormat::Text, filter, None);
+    started.map(Some).map_err(|e| Failure::usage(format!("HAPAX_LOG: {e}; write it like warn or hapax=debug")))
+}
+
 async fn ask(command: Command, settings: &Settings, json: bool) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => crate::run::run(*args, settings, json).await,
@@ -70,6 +88,7 @@ async fn ask(command: Command, settings: &Settings, json: bool) -> Result<u8, Fa
         Command::Cleanup(args) => records::cleanup(args, settings, json).await,
         Command::Stats { reset } => statistics::stats(reset, settings, json).await,
         Command::Info => statistics::info(settings, json).await,
+        Command::Top(args) => crate::top::top(&args, settings, json).await,
         // Answered in `dispatch`.
         Command::Key(_)
         | Command::Parse { .. }
@@ -109,7 +128,7 @@ pub fn manager(settings: &Settings) -> Result<Builder, Failure> {
 }
 
 /// The store if it is there: looking must not make it.
-async fn existing(settings: &Settings) -> Result<Option<Hapax>, Failure> {
+pub async fn existing(settings: &Settings) -> Result<Option<Hapax>, Failure> {
     if is_absent(&settings.store()?) {
         return Ok(None);
     }

@@ -4,14 +4,14 @@
 use std::fmt::Write as _;
 
 use hapax::store::StoreError;
-use hapax::{Error, Key, State};
+use hapax::{AttemptId, Error, Key, Record, State};
 use serde::Serialize;
 
 use crate::terminal::acts;
 
 /// Wrong usage or configuration.
 pub const USAGE: u8 = 64;
-/// The key was used with other params.
+/// The key was used with other params, or is not any more by the attempt that was named.
 pub const MISMATCH: u8 = 65;
 /// The store cannot be used.
 pub const UNAVAILABLE: u8 = 69;
@@ -27,11 +27,13 @@ pub struct Failure {
     pub kind: &'static str,
     pub message: String,
     pub key: Option<Key>,
+    /// The attempt that left the key in doubt.
+    pub attempt: Option<AttemptId>,
 }
 
 impl Failure {
     pub fn new(code: u8, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { code, kind, message: message.into(), key: None }
+        Self { code, kind, message: message.into(), key: None, attempt: None }
     }
 
     pub fn usage(message: impl Into<String>) -> Self {
@@ -44,8 +46,37 @@ impl Failure {
     }
 
     /// The key is in doubt, and why. What to do about it is said with every such failure.
-    pub fn in_doubt(key: &Key, why: &str) -> Self {
-        Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt: {why}")).of(key)
+    pub fn in_doubt(key: &Key, attempt: AttemptId, why: &str) -> Self {
+        let failure = Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt: {why}")).of(key);
+        Self { attempt: Some(attempt), ..failure }
+    }
+
+    /// What was to be settled is not what stands under the key: `now`, if anything.
+    pub fn stale(key: &Key, attempt: AttemptId, now: Option<&Record>, flags: &str) -> Self {
+        let now = match now {
+            None => "the key is free, since it was settled as not happened or its record is gone; there is nothing to \
+                     settle"
+                .to_string(),
+            Some(record) => {
+                let by = format!("attempt {} of {}, begun {}", record.attempt_id, record.owner, record.started_at);
+                match record.state {
+                    State::InDoubt => {
+                        format!("the key is in doubt by {by}; {}", remedy(key, Some(record.attempt_id), flags))
+                    }
+                    State::InProgress => format!("{by}, runs it now; wait for its end"),
+                    state => format!(
+                        "the key is {state} by {by}; `hapax get{flags} {}` shows what is recorded",
+                        operand(key)
+                    ),
+                }
+            }
+        };
+        Self::new(
+            MISMATCH,
+            "stale_attempt",
+            format!("attempt {attempt} of key {key} is stale, nothing was settled: {now}"),
+        )
+        .of(key)
     }
 
     /// There is no record of the key.
@@ -58,7 +89,7 @@ impl Failure {
     pub fn line(&self, flags: &str) -> String {
         let mut line = one_line(&self.message);
         if let (IN_DOUBT, "in_doubt", Some(key)) = (self.code, self.kind, &self.key) {
-            let _ = write!(line, "; {}", remedy(key, flags));
+            let _ = write!(line, "; {}", remedy(key, self.attempt, flags));
         }
         line
     }
@@ -76,22 +107,34 @@ impl Failure {
             message: String,
             #[serde(skip_serializing_if = "Option::is_none")]
             key: Option<&'a Key>,
+            #[serde(rename = "attemptId", skip_serializing_if = "Option::is_none")]
+            attempt: Option<AttemptId>,
         }
-        let error = Inner { kind: self.kind, code: self.code, message: self.line(flags), key: self.key.as_ref() };
+        let Self { kind, code, attempt, .. } = *self;
+        let error = Inner { kind, code, message: self.line(flags), key: self.key.as_ref(), attempt };
         // Strings and a number always have a JSON form.
         serde_json::to_string(&Outer { error }).unwrap_or_default()
     }
 }
 
 /// What to do about a key in doubt.
-fn remedy(key: &Key, flags: &str) -> String {
+fn remedy(key: &Key, attempt: Option<AttemptId>, flags: &str) -> String {
+    let [happened, not_happened] = settlements(key, attempt, flags);
+    format!("look whether its effect happened, then run `{happened}` or `{not_happened}`")
+}
+
+/// The two commands that settle a key in doubt, ready to be copied.
+pub fn settlements(key: &Key, attempt: Option<AttemptId>, flags: &str) -> [String; 2] {
+    let attempt = attempt.map(|attempt| format!(" --attempt {attempt}")).unwrap_or_default();
+    let key = operand(key);
+    ["--happened JSON", "--not-happened"].map(|answer| format!("hapax settle{flags}{attempt} {answer} {key}"))
+}
+
+/// A key as the last word of a command.
+fn operand(key: &Key) -> String {
     let word = quoted(key.as_str());
-    let settle = |answer: &str| match word.starts_with('-') {
-        // It looks like a flag.
-        true => format!("`hapax settle{flags} {answer} -- {word}`"),
-        false => format!("`hapax settle{flags} {word} {answer}`"),
-    };
-    format!("look whether its effect happened, then run {} or {}", settle("--happened JSON"), settle("--not-happened"))
+    // It may look like a flag.
+    if word.starts_with('-') { format!("-- {word}") } else { word }
 }
 
 /// A text as one word of a POSIX shell.
@@ -121,10 +164,11 @@ impl From<Error> for Failure {
                 if let Some(reason) = &record.error {
                     let _ = write!(why, " ({reason})");
                 }
-                Self::in_doubt(&record.key, &why)
+                Self::in_doubt(&record.key, record.attempt_id, &why)
             }
             Error::NotRecorded { key, reason, .. } => {
-                Self::in_doubt(&key, &format!("the command ran, but its result was not recorded ({reason})"))
+                let why = format!("the command ran, but its result was not recorded ({reason})");
+                Self::new(IN_DOUBT, "in_doubt", format!("key {key} is in doubt: {why}")).of(&key)
             }
             Error::LostClaim { key, .. } => Self::new(IN_DOUBT, "lost_claim", said).of(&key),
             Error::TimedOut { key, .. } => Self::new(IN_DOUBT, "in_doubt", said).of(&key),
@@ -176,9 +220,14 @@ mod tests {
 
     #[test]
     fn the_remedy_can_be_run_as_it_stands() {
-        let remedy = |key: &str| remedy(&Key::given(key).unwrap(), " --store sqlite:x.db");
-        assert!(remedy("k").contains("`hapax settle --store sqlite:x.db k --not-happened`"), "{}", remedy("k"));
-        assert!(remedy("-k").contains("`hapax settle --store sqlite:x.db --not-happened -- -k`"), "{}", remedy("-k"));
+        let attempt = AttemptId::new();
+        let not_happened =
+            |key: &str, attempt| settlements(&Key::given(key).unwrap(), attempt, " --store sqlite:x.db")[1].clone();
+        assert_eq!(not_happened("k", None), "hapax settle --store sqlite:x.db --not-happened k");
+        assert_eq!(
+            not_happened("-k", Some(attempt)),
+            format!("hapax settle --store sqlite:x.db --attempt {attempt} --not-happened -- -k")
+        );
     }
 
     #[test]

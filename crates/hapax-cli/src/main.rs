@@ -1,38 +1,8 @@
-//! The binary `hapax`: reads the command line, runs one command, and says in
-//! one line how it failed if it did.
+//! The binary `hapax`: see the library beside it.
 #![forbid(unsafe_code)]
-
-mod action;
-mod args;
-mod child;
-mod commands;
-mod failure;
-mod output;
-mod run;
-mod settings;
-mod signals;
-mod streams;
-mod terminal;
-mod units;
-mod usage;
-mod verify;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    let cli = match args::Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return usage::answer(&error),
-    };
-    let (json, flags) = (cli.global.json, cli.global.flags());
-    match commands::dispatch(cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            let line = if json { failure.json(&flags) } else { format!("hapax: {}", failure.line(&flags)) };
-            terminal::complain(&line);
-            ExitCode::from(failure.code)
-        }
-    }
+    hapax_cli::main()
 }

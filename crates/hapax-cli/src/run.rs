@@ -10,7 +10,7 @@ mod waiting;
 use std::process::Stdio;
 use std::time::Duration;
 
-use hapax::{Claim, Claimed, Error, Hapax, Json, Key, OnDoubt, PolicyPatch, Record, State};
+use hapax::{AttemptId, Claim, Claimed, Error, Hapax, Json, Key, OnDoubt, PolicyPatch, Record, State};
 use rustix::io::Errno;
 
 use self::report::Report;
@@ -218,15 +218,22 @@ async fn settle(claim: Claim, ended: &Ended, chosen: &Chosen, keep: usize) -> Re
         (Fate::Exited(code), _) => *code,
     };
     if code != 0 && !remember {
-        let key = claim.key().clone();
+        let (key, attempt) = (claim.key().clone(), claim.attempt());
         return match claim.release().await {
             Ok(()) => Ok(End { code, recorded: false }),
-            Err(e) => Err(unwritten(&key, &format!("the command exited with {code}"), e)),
+            Err(e) => Err(unwritten(&key, attempt, &format!("the command exited with {code}"), e)),
         };
     }
     match as_json(code, &ended.kept) {
         Some(result) if result.as_str().len() <= keep => {
-            claim.complete_json(result).await?;
+            let (key, attempt) = (claim.key().clone(), claim.attempt());
+            claim.complete_json(result).await.map_err(|e| match e {
+                Error::NotRecorded { reason, .. } => {
+                    let why = format!("the command ran, but its result was not recorded ({reason})");
+                    Failure::in_doubt(&key, attempt, &why)
+                }
+                e => e.into(),
+            })?;
             Ok(End { code, recorded: true })
         }
         result => {
@@ -248,18 +255,18 @@ fn as_json(code: u8, kept: &Kept) -> Option<Json> {
 }
 
 async fn doubt(claim: Claim, why: &str) -> Failure {
-    let key = claim.key().clone();
+    let (key, attempt) = (claim.key().clone(), claim.attempt());
     match claim.doubt(why).await {
         Err(lost @ Error::LostClaim { .. }) => lost.into(),
         // What cannot be written is in doubt all the same, once this process is gone.
-        Ok(()) | Err(_) => Failure::in_doubt(&key, why),
+        Ok(()) | Err(_) => Failure::in_doubt(&key, attempt, why),
     }
 }
 
-fn unwritten(key: &Key, what: &str, error: Error) -> Failure {
+fn unwritten(key: &Key, attempt: AttemptId, what: &str, error: Error) -> Failure {
     match error {
         lost @ Error::LostClaim { .. } => lost.into(),
-        error => Failure::in_doubt(key, &format!("{what}, and that could not be written ({error})")),
+        error => Failure::in_doubt(key, attempt, &format!("{what}, and that could not be written ({error})")),
     }
 }
 
@@ -291,9 +298,9 @@ async fn not_started(claim: Claim, args: &Run, error: &std::io::Error) -> Failur
 
 /// Nothing ran: frees the key.
 async fn freed(claim: Claim, code: u8, kind: &'static str, what: &str) -> Failure {
-    let key = claim.key().clone();
+    let (key, attempt) = (claim.key().clone(), claim.attempt());
     match claim.release().await {
         Ok(()) => Failure::new(code, kind, what).of(&key),
-        Err(e) => unwritten(&key, what, e),
+        Err(e) => unwritten(&key, attempt, what, e),
     }
 }

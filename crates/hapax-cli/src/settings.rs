@@ -20,7 +20,7 @@ use serde::Serialize;
 
 pub use self::file::Rule;
 use self::file::{File, Place};
-pub use self::place::{is_absent, is_server};
+pub use self::place::{is_absent, is_server, usable};
 use crate::args::{DoubtChoice, Global, Run};
 use crate::failure::Failure;
 use crate::units::{Keep, Limit, Size, Span, Wait};
@@ -167,6 +167,8 @@ pub struct Settings {
     pub verify_limit: Setting<Span>,
     pub auto_cleanup: Setting<bool>,
     pub rules: Vec<Rule>,
+    /// The flags that another command for the same records needs.
+    pub flags: String,
     from_file: Choices,
     from_environment: Choices,
     from_flags: Choices,
@@ -180,7 +182,26 @@ impl Settings {
             Some(place) => place.read()?,
             None => File::default(),
         };
-        let mut settings = Self {
+        let mut settings = Self::defaults(place);
+        settings.take_file(file)?;
+        settings.take_environment()?;
+        settings.flags = global.flags();
+        settings.take_flags(global, run);
+        settings.check().map_err(Failure::usage)?;
+        Ok(settings)
+    }
+
+    /// What a file with this text sets, all else being as by default.
+    pub fn of_file(text: &str) -> Result<Self, Failure> {
+        let place = Place { path: "config.toml".into(), source: Source::Default };
+        let file = place.parse(text)?;
+        let mut settings = Self::defaults(Some(place));
+        settings.take_file(file)?;
+        Ok(settings)
+    }
+
+    fn defaults(place: Option<Place>) -> Self {
+        Self {
             store: place::default_store().map(Setting::default),
             namespace: Setting::default("default".into()),
             label: Setting::default(None),
@@ -190,16 +211,12 @@ impl Settings {
             verify_limit: Setting::default(Span(Duration::from_secs(60))),
             auto_cleanup: Setting::default(true),
             rules: Vec::new(),
+            flags: String::new(),
             from_file: Choices::default(),
             from_environment: Choices::default(),
             from_flags: Choices::default(),
             file: place,
-        };
-        settings.take_file(file)?;
-        settings.take_environment()?;
-        settings.take_flags(global, run);
-        settings.check().map_err(Failure::usage)?;
-        Ok(settings)
+        }
     }
 
     /// Where the configuration file is, whatever is in it.

@@ -17,9 +17,16 @@ pub struct Span(pub Duration);
 impl FromStr for Span {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        humantime::parse_duration(text.trim())
-            .map(Self)
-            .map_err(|e| format!("{text:?} is not a duration ({e}): write it like 24h, 30s or 500ms"))
+        let span = humantime::parse_duration(text.trim())
+            .map_err(|e| format!("{text:?} is not a duration ({e}): write it like 24h, 30s or 500ms"))?;
+        // Shown in milliseconds, it would read back as another.
+        if span.subsec_nanos() % 1_000_000 != 0 {
+            return Err(format!("{text:?} is finer than a millisecond: write it like 24h, 30s or 500ms"));
+        }
+        if u64::try_from(span.as_millis()).is_err() {
+            return Err(format!("{text:?} is longer than any clock counts: write it like 24h, 30s or 500ms"));
+        }
+        Ok(Self(span))
     }
 }
 
@@ -187,7 +194,8 @@ mod tests {
         assert_eq!("500ms".parse(), Ok(Span(Duration::from_millis(500))));
         assert_eq!("never".parse(), Ok(Keep(Ttl::Never)));
         assert_eq!("no".parse(), Ok(Wait(InFlight::Reject)));
-        for bad in ["", "30", "-1s", "1 fortnight", "99999999999999999999h"] {
+        // The last two would be shown as `0s` and as another duration.
+        for bad in ["", "30", "-1s", "1 fortnight", "99999999999999999999h", "1us", "18446744073709551615s"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
     }

@@ -249,6 +249,7 @@ fn help_is_no_mistake_and_a_mistake_is_one_line() {
         "ls",
         "stats",
         "info",
+        "top",
         "settle",
         "rm",
         "cleanup",

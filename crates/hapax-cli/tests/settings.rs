@@ -213,3 +213,18 @@ fn a_verifier_in_the_file_is_asked() {
     home.sh("q", "kill -9 $$");
     assert_eq!(home.run(["run", "--key", "q", "--on-doubt", "refuse", "--", "sh", "-c", "kill -9 $$"]).code, Some(76));
 }
+
+#[test]
+fn warnings_of_the_library_are_seen_and_never_recorded() {
+    let home = Home::new();
+    home.configure("max_entries = 1\n");
+    home.ok(["run", "--key", "a", "--", "true"]);
+    let evicting = home.run(["run", "--key", "b", "--", "sh", "-c", "echo own >&2"]);
+    assert!(evicting.code == Some(0) && evicting.stderr.contains("max_entries reached"), "{evicting:?}");
+    let replayed = home.run(["run", "--key", "b", "--", "sh", "-c", "echo own >&2"]);
+    assert_eq!(replayed.stderr, "own\n");
+    let done = finish(home.hapax(["ls"]).env("HAPAX_LOG", "hapax=loud"));
+    assert!(done.code == Some(64) && done.stderr.contains("HAPAX_LOG"), "{done:?}");
+    let done = finish(home.hapax(["ls"]).env("HAPAX_LOG", "hapax=debug"));
+    assert!(done.code == Some(0) && done.stderr.contains("hapax started"), "{done:?}");
+}

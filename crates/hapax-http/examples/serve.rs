@@ -1,4 +1,5 @@
-//! A server on a store, for trying things: `cargo run --example serve -- sqlite:hapax.db 4278`.
+//! A server on a store, for trying things: `cargo run --example serve -- sqlite:hapax.db 4278`,
+//! with how long a duplicate waits as a third argument.
 #![allow(clippy::print_stdout)]
 
 use hapax_http::{ApiServer, ServeConfig};
@@ -12,6 +13,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if let Some(port) = args.next() {
         config.listen.set_port(port.parse()?);
+    }
+    if let Some(wait) = args.next() {
+        config.policy.wait = Some(wait.parse()?);
     }
     let server = ApiServer::bind(config).await?;
     println!("listening on {}", server.address());

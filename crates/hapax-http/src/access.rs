@@ -120,7 +120,7 @@ macro_rules! admitted {
         {
             type Rejection = Problem;
             async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-                admit(parts, &App::from_ref(state), Role::$role).map(Self)
+                admit(parts, &App::from_ref(state), Role::$role).map(|(tenant, _)| Self(tenant))
             }
         }
     )*};
@@ -128,12 +128,22 @@ macro_rules! admitted {
 
 admitted!(Reader: Read, Writer: Write, Admin: Admin);
 
-fn admit(parts: &Parts, app: &App, needed: Role) -> Result<Arc<Tenant>, Problem> {
+/// May read, and asks what more.
+pub(crate) struct Visitor(pub(crate) Arc<Tenant>, pub(crate) Role);
+
+impl FromRequestParts<App> for Visitor {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        admit(parts, app, Role::Read).map(|(tenant, role)| Self(tenant, role))
+    }
+}
+
+fn admit(parts: &Parts, app: &App, needed: Role) -> Result<(Arc<Tenant>, Role), Problem> {
     let live = app.live();
-    let tenant = match &live.open_to_loopback {
+    let (tenant, role) = match &live.open_to_loopback {
         Some(tenant) => {
             guard_loopback(parts)?;
-            tenant.clone()
+            (tenant.clone(), Role::Admin)
         }
         None => {
             let token = bearer(&parts.headers)?;
@@ -143,7 +153,7 @@ fn admit(parts: &Parts, app: &App, needed: Role) -> Result<Arc<Tenant>, Problem>
                 let detail = format!("this token may {:?} and this needs {needed:?}", grant.role).to_lowercase();
                 return Err(Problem::new(Kind::Forbidden, detail));
             }
-            grant.tenant.clone()
+            (grant.tenant.clone(), grant.role)
         }
     };
     // A client that means another namespace than its token opens must not write into this one.
@@ -166,7 +176,7 @@ fn admit(parts: &Parts, app: &App, needed: Role) -> Result<Arc<Tenant>, Problem>
             "send JSON with `Content-Type: application/json`, also with an empty body",
         ));
     }
-    Ok(tenant)
+    Ok((tenant, role))
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {

@@ -5,11 +5,11 @@
 //! whole; a request sees one state of it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hapax::store::Store;
-use hapax::{Error, Hapax, Key};
+use hapax::{Error, Hapax, Key, Stats};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
@@ -17,6 +17,7 @@ use crate::access::Grant;
 use crate::config::ServeConfig;
 use crate::events::Feed;
 use crate::metrics::Metrics;
+use crate::overview::{Overview, watch};
 
 /// The most keys noted for the next turn of events.
 const MAX_TOUCHED: usize = 1_000;
@@ -28,7 +29,7 @@ pub struct App {
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     store: Arc<dyn Store>,
     // Read on every request, written by a reload alone.
     live: RwLock<Arc<Live>>,
@@ -60,13 +61,21 @@ pub(crate) struct Bounds {
 pub(crate) struct Tenant {
     pub(crate) hapax: Hapax,
     pub(crate) feed: Feed,
+    pub(crate) overview: Overview,
     /// Keys that requests have touched, for the events of the next turn.
     touched: Mutex<HashSet<Key>>,
 }
 
 impl Tenant {
     fn new(hapax: Hapax) -> Self {
-        Self { hapax, feed: Feed::default(), touched: Mutex::new(HashSet::new()) }
+        Self { hapax, feed: Feed::default(), overview: Overview::default(), touched: Mutex::new(HashSet::new()) }
+    }
+
+    /// The statistics, which the series takes up.
+    pub(crate) async fn look(&self) -> Result<Stats, Error> {
+        let stats = self.hapax.stats().await?;
+        self.overview.add(self.hapax.store().now().await?, stats);
+        Ok(stats)
     }
 
     /// Notes that something happened to a key, if anyone listens.
@@ -95,7 +104,14 @@ impl App {
         let store: Arc<dyn Store> = Arc::new(crate::timed::Timed::new(store, metrics.clone()));
         let live = Live::make(config, &store, &HashMap::new()).await?;
         let inner = Inner { store, live: RwLock::new(Arc::new(live)), metrics, closing: watch::Sender::new(false) };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        tokio::spawn(watch(Arc::downgrade(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// The server, unless it is gone.
+    pub(crate) fn of(inner: &Weak<Inner>) -> Option<Self> {
+        Some(Self { inner: inner.upgrade()? })
     }
 
     /// Takes up a changed configuration: tokens, policy, limits of requests,

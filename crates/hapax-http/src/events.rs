@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::app::{App, Tenant};
+use crate::overview::bare;
 use crate::problem::{Kind, Problem};
 
 /// How often the poller looks.
@@ -84,7 +85,7 @@ async fn poll(app: App, tenant: Weak<Tenant>, sender: broadcast::Sender<News>) {
 
 async fn turn(tenant: &Tenant, followed: &mut BTreeMap<Key, (State, AttemptId)>) -> Result<Vec<News>, Error> {
     let hapax = &tenant.hapax;
-    let mut news = vec![News { kind: "stats", data: json(&hapax.stats().await?) }];
+    let mut news = vec![News { kind: "stats", data: json(&tenant.look().await?) }];
     let mut seen = BTreeMap::new();
     for state in [State::InProgress, State::InDoubt] {
         let page = hapax.records(Filter { state: Some(state), ..Filter::default() }, None, FOLLOWED).await?;
@@ -111,8 +112,7 @@ async fn turn(tenant: &Tenant, followed: &mut BTreeMap<Key, (State, AttemptId)>)
 
 fn changed(record: &Record) -> News {
     // Params and results may be secret and large: who wants them asks for the record.
-    let record = Record { params: None, result: None, ..record.clone() };
-    News { kind: "record", data: json(&record) }
+    News { kind: "record", data: json(&bare(record.clone())) }
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Arc<str> {

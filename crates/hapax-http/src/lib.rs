@@ -14,9 +14,13 @@ mod client;
 mod config;
 mod docs;
 mod events;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod layer;
 mod metrics;
 pub mod openapi;
+mod overview;
 pub mod path;
 mod problem;
 pub mod proxy;

@@ -340,6 +340,7 @@ impl From<Error> for Problem {
             Error::InDoubt { record } => {
                 about(Kind::InDoubt, &record.key, Some(record.state)).attempt(record.attempt_id)
             }
+            Error::Action { key, state: Some(State::InDoubt), .. } => about(Kind::InDoubt, key, Some(State::InDoubt)),
             Error::Action { key, class, .. } => match class {
                 ErrorClass::Retryable => about(Kind::Released, key, None),
                 ErrorClass::Permanent => about(Kind::Failed, key, Some(State::Failed)),

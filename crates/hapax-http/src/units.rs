@@ -6,8 +6,10 @@ use std::time::Duration;
 use hapax::{InFlight, Ttl};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The longest duration that can be written, about 31 years: no sum of two overflows.
-const MAX_DIGITS: usize = 9;
+/// The longest duration: what is longer counts as this. With it added, a time is still one of RFC 3339.
+pub const MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Enough to write it in milliseconds.
+const MAX_DIGITS: usize = 13;
 
 /// Reads `500ms`, `30s`, `15m`, `24h`, `7d`.
 ///
@@ -29,7 +31,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000,
         _ => return Err(bad()),
     };
-    Ok(Duration::from_millis(number.saturating_mul(millis)))
+    Ok(Duration::from_millis(number.saturating_mul(millis)).min(MAX))
 }
 
 /// The shortest way to write a duration, in whole milliseconds.
@@ -130,9 +132,9 @@ macro_rules! as_text {
 }
 
 as_text! {
-    Span: "^[0-9]{1,9}(ms|s|m|h|d)$", "30s";
-    Keep: "^([0-9]{1,9}(ms|s|m|h|d)|never)$", "24h";
-    Wait: "^([0-9]{1,9}(ms|s|m|h|d)|no)$", "30s"
+    Span: "^[0-9]{1,13}(ms|s|m|h|d)$", "30s";
+    Keep: "^([0-9]{1,13}(ms|s|m|h|d)|never)$", "24h";
+    Wait: "^([0-9]{1,13}(ms|s|m|h|d)|no)$", "30s"
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ fn it_is_3_1_and_every_answer_of_success_says_what_it_is() {
             assert!(answer["content"].is_object() || status == "204", "{id} {status} says nothing of its body");
         }
     }
-    assert_eq!(count, 20);
+    assert_eq!(count, 21);
     let claim = &document["paths"]["/v1/claims"]["post"]["responses"];
     for status in ["200", "201"] {
         assert!(claim[status]["headers"]["Idempotency-Replayed"].is_object());

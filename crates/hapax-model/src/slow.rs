@@ -11,15 +11,13 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use hapax::store::{
-    Beat, Begin, Begun, Census, Counters, End, Ended, Filter, Mark, Marked, Page, Removed, Settled, Settlement, Store,
-    StoreError, StoreFuture,
-};
-use hapax::{AttemptId, Clock, Key, Record, Timestamp};
+use hapax::store::{Around, Store, StoreError, StoreFuture};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+/// What is slow, and may be lost: the steps, not the looks.
+const SLOW: [&str; 8] = ["begin", "heartbeat", "end", "settle", "mark", "remove", "clear", "evict_oldest"];
 
 /// Lets others go on, so many times.
 #[derive(Debug)]
@@ -76,10 +74,7 @@ impl Slow {
         }
     }
 
-    fn slowly<'a, T: Send + 'static>(
-        &'a self,
-        ask: impl FnOnce() -> StoreFuture<'a, T> + Send + 'a,
-    ) -> StoreFuture<'a, T> {
+    fn slowly<'a, T: Send + 'a>(&'a self, ask: impl FnOnce() -> StoreFuture<'a, T> + Send + 'a) -> StoreFuture<'a, T> {
         let fate = self.fate();
         Box::pin(async move {
             Pause(fate.before).await;
@@ -97,83 +92,15 @@ impl Slow {
     }
 }
 
-impl Store for Slow {
-    fn location(&self) -> &str {
-        self.store.location()
+impl Around for Slow {
+    fn within(&self) -> &dyn Store {
+        &*self.store
     }
-    fn default_max_entries(&self) -> Option<u64> {
-        self.store.default_max_entries()
-    }
-    fn now(&self) -> StoreFuture<'_, Timestamp> {
-        self.store.now()
-    }
-    fn epoch(&self) -> Option<u64> {
-        self.store.epoch()
-    }
-    fn clock(&self) -> Option<&dyn Clock> {
-        self.store.clock()
-    }
-    fn begin(&self, begin: Begin) -> StoreFuture<'_, Begun> {
-        self.slowly(move || self.store.begin(begin))
-    }
-    fn heartbeat(&self, namespace: Arc<str>, beats: Vec<(Key, AttemptId, Duration)>) -> StoreFuture<'_, Vec<Beat>> {
-        self.slowly(move || self.store.heartbeat(namespace, beats))
-    }
-    fn end(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, end: End) -> StoreFuture<'_, Ended> {
-        self.slowly(move || self.store.end(namespace, key, attempt, end))
-    }
-    fn settle(
-        &self,
-        namespace: Arc<str>,
-        key: Key,
-        attempt: Option<AttemptId>,
-        settlement: Settlement,
-    ) -> StoreFuture<'_, Settled> {
-        self.slowly(move || self.store.settle(namespace, key, attempt, settlement))
-    }
-    fn mark(&self, mark: Mark) -> StoreFuture<'_, Marked> {
-        self.slowly(move || self.store.mark(mark))
-    }
-    fn get(&self, namespace: Arc<str>, key: Key) -> StoreFuture<'_, Option<Box<Record>>> {
-        self.store.get(namespace, key)
-    }
-    fn remove(&self, namespace: Arc<str>, key: Key) -> StoreFuture<'_, Removed> {
-        self.slowly(move || self.store.remove(namespace, key))
-    }
-    fn clear(&self, namespace: Arc<str>) -> StoreFuture<'_, u64> {
-        self.slowly(move || self.store.clear(namespace))
-    }
-    fn sweep(&self, limit: usize) -> StoreFuture<'_, u64> {
-        self.store.sweep(limit)
-    }
-    fn evict_oldest(&self, namespace: Arc<str>, count: u64) -> StoreFuture<'_, u64> {
-        self.slowly(move || self.store.evict_oldest(namespace, count))
-    }
-    fn query(
-        &self,
-        namespace: Arc<str>,
-        filter: Filter,
-        cursor: Option<String>,
-        limit: usize,
-    ) -> StoreFuture<'_, Page> {
-        self.store.query(namespace, filter, cursor, limit)
-    }
-    fn count(&self, namespace: Arc<str>, counters: Counters, presented: Vec<(Key, u64)>) -> StoreFuture<'_, ()> {
-        self.store.count(namespace, counters, presented)
-    }
-    fn counters(&self, namespace: Arc<str>) -> StoreFuture<'_, Counters> {
-        self.store.counters(namespace)
-    }
-    fn reset_counters(&self, namespace: Arc<str>) -> StoreFuture<'_, ()> {
-        self.store.reset_counters(namespace)
-    }
-    fn census(&self, namespace: Arc<str>) -> StoreFuture<'_, Census> {
-        self.store.census(namespace)
-    }
-    fn changed(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, at_most: Duration) -> StoreFuture<'_, ()> {
-        self.store.changed(namespace, key, attempt, at_most)
-    }
-    fn close(&self) -> StoreFuture<'_, ()> {
-        self.store.close()
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        method: &'static str,
+        ask: impl FnOnce(&'a dyn Store) -> StoreFuture<'a, T> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
+        if SLOW.contains(&method) { self.slowly(move || ask(&*self.store)) } else { ask(&*self.store) }
     }
 }

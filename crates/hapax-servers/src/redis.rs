@@ -22,6 +22,7 @@ pub struct RedisConfig {
     args: Vec<String>,
     password: Option<String>,
     tls: bool,
+    clock: Option<i64>,
 }
 
 impl RedisConfig {
@@ -38,6 +39,14 @@ impl RedisConfig {
         self
     }
 
+    /// A replica of the server on this port.
+    #[must_use]
+    pub fn replica_of(mut self, port: u16) -> Self {
+        // Two arguments: 6.2 does not take them as one.
+        self.args.extend(["--replicaof".into(), "127.0.0.1".into(), port.to_string()]);
+        self
+    }
+
     /// Without this command, as managed servers are without `CONFIG`.
     #[must_use]
     pub fn without(mut self, command: &str) -> Self {
@@ -49,6 +58,13 @@ impl RedisConfig {
     #[must_use]
     pub fn aof(self, fsync: &str) -> Self {
         self.set("appendonly", "yes").set("appendfsync", fsync)
+    }
+
+    /// A wall clock that is so many seconds ahead of the host's.
+    #[must_use]
+    pub fn clock(mut self, seconds: i64) -> Self {
+        self.clock = Some(seconds);
+        self
     }
 
     /// A password.
@@ -143,7 +159,7 @@ impl RedisServer {
     /// When it does not start.
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(program());
         let port = self.port.to_string();
         if self.config.tls {
             let file = |name: &str| self.dir.path().join(name).to_string_lossy().into_owned();
@@ -155,11 +171,28 @@ impl RedisServer {
         }
         command.args(["--bind", "127.0.0.1", "--daemonize", "no", "--dir"]).arg(self.dir.path());
         command.args(["--repl-diskless-sync-delay", "0"]).args(&self.config.args);
+        if let Some(seconds) = self.config.clock {
+            command.env("LD_PRELOAD", clock(self.dir.path())?).env("CLOCK_SHIFT", seconds.to_string());
+        }
         let (port, config) = (self.port, self.config.clone());
         let ready =
             move || if config.tls { crate::process::accepts(port) } else { is_ready(port, config.password.as_deref()) };
         self.server = Some(Server::start(command, "redis", self.dir.path(), ready)?);
         Ok(())
+    }
+
+    /// Its version, as `(7, 2)`.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn version(&self) -> Result<(u32, u32)> {
+        let info = self.ask(&["INFO", "server"])?;
+        let version = info.split("redis_version:").nth(1).context("no version")?;
+        let mut numbers = version.split(['.', '\r']).map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+            _ => bail!("an odd version: {version:.20}"),
+        }
     }
 
     /// Sends a command and returns the first line of the answer, or the text it announces.
@@ -170,6 +203,23 @@ impl RedisServer {
         ensure!(!self.config.tls, "only without TLS");
         ask(self.port, self.config.password.as_deref(), words)
     }
+}
+
+/// The server's program: `HAPAX_REDIS_SERVER`, or `redis-server` of the system. Any Redis from 6.2 on, or Valkey.
+fn program() -> std::ffi::OsString {
+    std::env::var_os("HAPAX_REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
+/// A library that shifts the wall clock, made in this directory.
+fn clock(dir: &Path) -> Result<PathBuf> {
+    let (source, library) = (dir.join("clock.c"), dir.join("clock.so"));
+    std::fs::write(&source, include_str!("clock.c"))?;
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let mut command = Command::new(compiler);
+    command.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source);
+    let output = command.output().context("there is no C compiler")?;
+    ensure!(output.status.success(), "clock.c: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(library)
 }
 
 fn is_ready(port: u16, password: Option<&str>) -> bool {
@@ -234,6 +284,8 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
 pub struct RedisCluster {
     /// The primaries.
     pub nodes: Vec<RedisServer>,
+    /// One for each primary, if they were asked for.
+    pub replicas: Vec<RedisServer>,
 }
 
 impl RedisCluster {
@@ -242,25 +294,59 @@ impl RedisCluster {
     /// # Errors
     /// When a server does not start, or they do not come together.
     pub fn start() -> Result<Self> {
-        let node = || {
-            let config = RedisConfig::new().set("cluster-enabled", "yes").set("cluster-node-timeout", "2000");
-            // The bus listens 10 000 above the port.
-            for _ in 0..50 {
-                let port = free_port()?;
-                if port < 55_000 && std::net::TcpListener::bind(local(port + 10_000)).is_ok() {
-                    let mut redis = RedisServer { config: config.clone(), server: None, port, dir: TempDir::new()? };
-                    if redis.restart().is_ok() {
-                        return Ok(redis);
-                    }
+        Self::with(RedisConfig::new())
+    }
+
+    /// Three primaries with a replica each, which may take over however old what it has is.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn with_replicas() -> Result<Self> {
+        let config = RedisConfig::new().set("cluster-replica-validity-factor", "0");
+        let mut cluster = Self::with(config.clone())?;
+        for primary in &cluster.nodes {
+            let replica = Self::node(config.clone())?;
+            replica.ask(&["CLUSTER", "MEET", "127.0.0.1", &primary.port.to_string()])?;
+            let id = primary.ask(&["CLUSTER", "MYID"])?;
+            eventually("a replica that knows its primary", || replica.ask(&["CLUSTER", "REPLICATE", &id]).is_ok())?;
+            cluster.replicas.push(replica);
+        }
+        eventually("replicas in step, known to all", || {
+            let of = |info: &str, node: &RedisServer| node.ask(&["INFO", info]).unwrap_or_default();
+            let knows_all = |node: &RedisServer| {
+                node.ask(&["CLUSTER", "NODES"]).is_ok_and(|nodes| nodes.matches("slave").count() == 3)
+            };
+            cluster.replicas.iter().all(|r| of("replication", r).contains("master_link_status:up"))
+                && cluster.nodes.iter().all(knows_all)
+        })?;
+        Ok(cluster)
+    }
+
+    fn node(config: RedisConfig) -> Result<RedisServer> {
+        let config = config.set("cluster-enabled", "yes").set("cluster-node-timeout", "2000");
+        // The bus listens 10 000 above the port.
+        for _ in 0..50 {
+            let port = free_port()?;
+            if port < 55_000 && std::net::TcpListener::bind(local(port + 10_000)).is_ok() {
+                let mut redis = RedisServer { config: config.clone(), server: None, port, dir: TempDir::new()? };
+                if redis.restart().is_ok() {
+                    return Ok(redis);
                 }
             }
-            bail!("no ports for a cluster's node")
-        };
-        let nodes = (0..3).map(|_| node()).collect::<Result<Vec<_>>>()?;
+        }
+        bail!("no ports for a cluster's node")
+    }
+
+    fn with(config: RedisConfig) -> Result<Self> {
+        let nodes = (0..3).map(|_| Self::node(config.clone())).collect::<Result<Vec<_>>>()?;
         let bounds = [0, 5461, 10923, 16384];
         for (node, range) in nodes.iter().zip(bounds.windows(2)) {
             let &[first, next] = range else { continue };
-            node.ask(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &(next - 1).to_string()])?;
+            // `ADDSLOTSRANGE` came with 7.0.
+            let slots: Vec<String> = (first..next).map(|slot: u16| slot.to_string()).collect();
+            let words: Vec<&str> =
+                ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str)).collect();
+            node.ask(&words)?;
         }
         if let Some((first, others)) = nodes.split_first() {
             for (epoch, node) in others.iter().enumerate() {
@@ -268,7 +354,7 @@ impl RedisCluster {
                 first.ask(&["CLUSTER", "MEET", "127.0.0.1", &node.port.to_string()])?;
             }
         }
-        let cluster = Self { nodes };
+        let cluster = Self { nodes, replicas: Vec::new() };
         eventually("a cluster of three", || {
             cluster.nodes.iter().all(|node| {
                 node.ask(&["CLUSTER", "INFO"])
@@ -331,7 +417,7 @@ impl RedisSentinels {
     pub fn start(config: RedisConfig) -> Result<Self> {
         let primary = RedisServer::start(config.clone())?;
         let password = config.password.clone();
-        let replica = RedisServer::start(config.set("replicaof", &format!("127.0.0.1 {}", primary.port)))?;
+        let replica = RedisServer::start(config.replica_of(primary.port))?;
         let dir = TempDir::new()?;
         let mut sentinels = Vec::new();
         for number in 0..3 {
@@ -345,7 +431,7 @@ impl RedisSentinels {
                 primary.port
             );
             std::fs::write(&file, text)?;
-            let mut command = Command::new("redis-server");
+            let mut command = Command::new(program());
             command.arg(&file).arg("--sentinel");
             let server = Server::start(command, &format!("sentinel-{number}"), dir.path(), || is_ready(port, None))?;
             sentinels.push((server, port));

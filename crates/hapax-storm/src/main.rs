@@ -12,6 +12,7 @@ mod fleet;
 mod latency;
 mod lines;
 mod plan;
+mod power;
 mod round;
 mod worker;
 
@@ -73,6 +74,13 @@ enum Command {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=10_000))]
         rounds: u16,
     },
+    /// Cut the power at random moments of a load, and check what the disk may hold then (needs strace).
+    Power(power::Power),
+    #[command(hide = true)]
+    Load {
+        #[arg(long)]
+        orders: String,
+    },
     #[command(hide = true)]
     Worker {
         #[arg(long)]
@@ -90,6 +98,8 @@ fn main() -> Result<ExitCode> {
     match cli.command {
         None => storm(&cli.storm),
         Some(Command::Latency { rounds }) => latency::measure(rounds.into()).map(|()| ExitCode::SUCCESS),
+        Some(Command::Power(power)) => power::run(&power),
+        Some(Command::Load { orders }) => power::load(&serde_json::from_str(&orders)?).map(|()| ExitCode::SUCCESS),
         Some(Command::Worker { orders }) => {
             let orders: Orders = serde_json::from_str(&orders)?;
             worker::run(orders).map(|()| ExitCode::SUCCESS)

@@ -28,6 +28,8 @@ pub struct Action {
     pub(crate) target: String,
     pub(crate) signal_id: Option<String>,
     pub(crate) params: Value,
+    /// The params as they are kept, where they came with a fingerprint and were not read.
+    pub(crate) as_kept: Option<Json>,
     pub(crate) key: Option<Key>,
     pub(crate) tags: BTreeMap<String, String>,
     pub(crate) policy: PolicyPatch,
@@ -50,6 +52,7 @@ impl Action {
             target: target.into(),
             signal_id: None,
             params: Value::Null,
+            as_kept: None,
             key: None,
             tags: BTreeMap::new(),
             policy: PolicyPatch::default(),
@@ -153,6 +156,9 @@ impl Action {
     }
 
     pub(crate) fn kept_params(&self) -> Option<Json> {
+        if self.as_kept.is_some() {
+            return self.as_kept.clone();
+        }
         // A tree always has a text; were it not so, the record would merely lack it.
         Json::of(&self.params).ok()
     }

@@ -18,7 +18,7 @@ use crate::manager::Inner;
 use crate::recent::{Answer, Entry};
 use crate::stats::bump;
 use crate::store::{End, Ended};
-use crate::{ActionError, AttemptId, Error, ErrorClass, Fingerprint, Json, Key, Policy, Record, Ttl};
+use crate::{ActionError, AttemptId, Error, ErrorClass, Fingerprint, Json, Key, Policy, Record, State, Ttl};
 
 /// What an action gets to work with.
 #[derive(Clone, Debug)]
@@ -355,11 +355,16 @@ impl Claim {
         self.stage = Stage::Ended;
     }
 
-    /// Tells those who joined that the action failed without effect.
-    pub(crate) fn tell_released(&mut self, error: &ActionError) {
+    /// Tells those who joined that the action failed without effect; returns what became of the key.
+    pub(crate) fn tell_released(&mut self, error: &ActionError) -> Option<State> {
+        let (end, state) = match self.before {
+            Before::Nothing => (FlightEnd::Released(error.clone()), None),
+            Before::Doubt => (FlightEnd::StillInDoubt(error.clone()), Some(State::InDoubt)),
+        };
         if let Some(flight) = self.flight.take() {
-            flight.finish(FlightEnd::Released(error.clone()));
+            flight.finish(end);
         }
+        state
     }
 
     pub(crate) fn count_failure(&self) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::store::StoreError;
-use crate::{AttemptId, ErrorClass, Fingerprint, Key, KeyError, Owner, ParamsError, Record, Timestamp};
+use crate::{AttemptId, ErrorClass, Fingerprint, Key, KeyError, Owner, ParamsError, Record, State, Timestamp};
 
 /// What an action's closure returns when it fails.
 ///
@@ -162,12 +162,15 @@ pub enum Error {
     },
 
     /// The action ran and failed; the class says what became of the key.
-    #[error("the action for key {key} failed ({}): {error}", class_text(.class))]
+    #[error("the action for key {key} failed ({}): {error}", fate_text(*.class, *.state))]
     Action {
         /// The key.
         key: Key,
-        /// What became of the key.
+        /// What the error said of the effect.
         class: ErrorClass,
+        /// What became of the key; `None`: it is free. An attempt without effect leaves a key in doubt when it took
+        /// over a doubt that nobody has looked into.
+        state: Option<State>,
         /// What the closure returned.
         error: ActionError,
     },
@@ -228,7 +231,7 @@ pub enum Error {
         /// The key.
         key: Key,
         /// Its state; `None` when there is no record.
-        state: Option<crate::State>,
+        state: Option<State>,
         /// What to do instead.
         remedy: &'static str,
     },
@@ -285,14 +288,17 @@ fn reason_text(reason: Option<&str>) -> String {
     reason.map(|r| format!(" ({r})")).unwrap_or_default()
 }
 
-fn class_text(class: &ErrorClass) -> &'static str {
-    match class {
-        ErrorClass::Retryable => "the key is free again",
-        ErrorClass::Permanent => "recorded for good",
-        ErrorClass::Unknown => "the key is in doubt: settle it",
+fn fate_text(class: ErrorClass, state: Option<State>) -> &'static str {
+    match (class, state) {
+        (ErrorClass::Retryable, Some(State::InDoubt)) => {
+            "without effect, but an attempt before it was in doubt, and so the key still is: settle it"
+        }
+        (_, None) => "the key is free again",
+        (ErrorClass::Permanent, _) => "recorded for good",
+        (ErrorClass::Retryable | ErrorClass::Unknown, _) => "the key is in doubt: settle it",
     }
 }
 
-fn state_text(state: &Option<crate::State>) -> &'static str {
-    state.map_or("absent", crate::State::as_str)
+fn state_text(state: &Option<State>) -> &'static str {
+    state.map_or("absent", State::as_str)
 }

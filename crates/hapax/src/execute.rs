@@ -362,9 +362,9 @@ impl Hapax {
                     inner.count_hit(&entry);
                     return Ok(Acquired::Entry(entry));
                 }
-                Some(FlightEnd::Released(error)) => {
-                    bump(&inner.gauges.turned_away);
-                    return Err(Error::Action { key: identified.key.clone(), class: ErrorClass::Retryable, error });
+                Some(FlightEnd::Released(error)) => return Err(inner.shared(identified, error, None)),
+                Some(FlightEnd::StillInDoubt(error)) => {
+                    return Err(inner.shared(identified, error, Some(State::InDoubt)));
                 }
                 Some(FlightEnd::Store(error)) => return Err(error.into()),
                 Some(FlightEnd::Look) | None => {}
@@ -692,19 +692,23 @@ pub(crate) async fn record_error(mut claim: Claim, policy: &Policy, error: Actio
     };
     match claim.end(end.clone()).await {
         Recorded::Done => {
-            if class == ErrorClass::Retryable {
-                claim.tell_released(&error);
-            }
+            let state = match class {
+                ErrorClass::Retryable => claim.tell_released(&error),
+                ErrorClass::Permanent => Some(State::Failed),
+                ErrorClass::Unknown => Some(State::InDoubt),
+            };
+            Error::Action { key, class, state, error }
         }
-        Recorded::Lost => return Error::LostClaim { key, attempt: claim.attempt(), value: None },
+        Recorded::Lost => Error::LostClaim { key, attempt: claim.attempt(), value: None },
         // The error that the action gave is what the caller must see; the key
         // is in doubt until the end is written after all.
         Recorded::Failed(_) => {
             claim.carry_through(end);
-            return Error::Action { key, class: claim.class_unwritten(), error };
+            let class = claim.class_unwritten();
+            let state = (class == ErrorClass::Unknown).then_some(State::InDoubt);
+            Error::Action { key, class, state, error }
         }
     }
-    Error::Action { key, class, error }
 }
 
 impl Inner {
@@ -726,6 +730,12 @@ impl Inner {
             self.gauges.evicted.fetch_add(evicted, Ordering::Relaxed);
             self.warn_of_eviction(evicted);
         }
+    }
+
+    /// The leader's error, for one who joined.
+    fn shared(&self, identified: &Identified, error: ActionError, state: Option<State>) -> Error {
+        bump(&self.gauges.turned_away);
+        Error::Action { key: identified.key.clone(), class: ErrorClass::Retryable, state, error }
     }
 
     fn count_hit(&self, entry: &Entry) {

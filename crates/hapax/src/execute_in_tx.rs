@@ -22,7 +22,7 @@ use crate::execute::{Acquired, Holder, Start, record_error};
 use crate::store::postgres::PostgresStore;
 use crate::store::postgres::tx::{Fate, TxSession};
 use crate::store::{End, StoreError};
-use crate::{Action, ActionError, Error, ErrorClass, Hapax, Json, Outcome, Policy, Source, Unrecorded};
+use crate::{Action, ActionError, Error, ErrorClass, Hapax, Json, Outcome, Policy, Source, State, Unrecorded};
 
 /// How long a transaction may last when the policy sets no time limit.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -210,11 +210,12 @@ impl Call<'_> {
                         let class = if attempts == 1 { ErrorClass::Retryable } else { ErrorClass::Unknown };
                         let (key, error) = (claim.key().clone(), ActionError::new(error).with_class(class));
                         claim.count_failure();
-                        if class == ErrorClass::Retryable {
-                            claim.tell_released(&error);
-                        }
+                        let state = match class {
+                            ErrorClass::Retryable => claim.tell_released(&error),
+                            _ => Some(State::InDoubt),
+                        };
                         claim.over();
-                        return Err(Error::Action { key, class, error });
+                        return Err(Error::Action { key, class, state, error });
                     }
                     Err(error) => {
                         claim.over();

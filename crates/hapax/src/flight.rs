@@ -57,6 +57,8 @@ pub(crate) enum FlightEnd {
     Recorded(Arc<Entry>),
     /// The action failed without effect; the key is free.
     Released(ActionError),
+    /// The action failed without effect; the key is in doubt by an attempt before it.
+    StillInDoubt(ActionError),
     /// The store failed before the action ran.
     Store(StoreError),
     /// Something else: look for yourself.

@@ -15,6 +15,9 @@ mod execute;
 #[cfg(feature = "postgres")]
 mod execute_in_tx;
 mod flight;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod key;
 mod manager;
 mod policy;

@@ -53,6 +53,8 @@ impl std::fmt::Debug for Hapax {
 
 pub(crate) struct Inner {
     pub(crate) store: Arc<dyn Store>,
+    /// Whether remembered results are aged by this host's own clock, as they are unless a test injects one.
+    ages_by_host: bool,
     owns_store: bool,
     pub(crate) namespace: Arc<str>,
     pub(crate) owner: Arc<Owner>,
@@ -125,6 +127,7 @@ impl Hapax {
             label: config.label.clone(),
         };
         let inner = Arc::new(Inner {
+            ages_by_host: store.clock().is_none_or(Clock::is_host),
             store,
             owns_store,
             namespace: config.namespace.as_str().into(),
@@ -190,7 +193,8 @@ impl Hapax {
         ttl: Option<Ttl>,
     ) -> Result<Marked, Error> {
         let config = self.config();
-        let result = self.result_json(result, &config)?;
+        let result =
+            Json::of(result).map_err(|e| Error::Config { message: format!("the result has no JSON form: {e}") })?;
         // A key of the caller's own says nothing of its action.
         let parts = key.parts().ok();
         let mark = Mark {
@@ -207,9 +211,23 @@ impl Hapax {
             ttl: ttl.unwrap_or(config.policy.ttl),
             capacity: self.inner.capacity(&config),
         };
+        self.marked(mark).await
+    }
+
+    pub(crate) async fn marked(&self, mark: Mark) -> Result<Marked, Error> {
+        let limit = self.inner.config.read().max_result_bytes;
+        if mark.result.as_str().len() > limit {
+            return Err(Error::Config {
+                message: format!(
+                    "the result is {} bytes of JSON and max_result_bytes is {limit}",
+                    mark.result.as_str().len()
+                ),
+            });
+        }
+        let key = mark.key.clone();
         match self.inner.store.mark(mark).await? {
             Marked::Exists(record) if record.state == State::InProgress => Err(Error::InFlight {
-                key: key.clone(),
+                key,
                 owner: record.owner.clone(),
                 since: record.started_at,
                 waited: Duration::ZERO,
@@ -550,21 +568,6 @@ impl Hapax {
         tracing::debug!(unfinished, "hapax shut down");
         Ok(Shutdown { unfinished })
     }
-
-    fn result_json<T: Serialize + ?Sized>(&self, result: &T, config: &Config) -> Result<Json, Error> {
-        let json =
-            Json::of(result).map_err(|e| Error::Config { message: format!("the result has no JSON form: {e}") })?;
-        let size = json.as_str().len();
-        if size > config.max_result_bytes {
-            return Err(Error::Config {
-                message: format!(
-                    "the result is {size} bytes of JSON and max_result_bytes is {}",
-                    config.max_result_bytes
-                ),
-            });
-        }
-        Ok(json)
-    }
 }
 
 fn identity_varies(config: &Config) -> bool {
@@ -596,6 +599,9 @@ impl Inner {
     /// The wall clock that remembered results are aged by.
     #[inline]
     pub(crate) fn coarse_now(&self) -> Timestamp {
+        if self.ages_by_host {
+            return SystemClock.coarse_now();
+        }
         self.store.clock().map_or_else(|| SystemClock.coarse_now(), Clock::coarse_now)
     }
 

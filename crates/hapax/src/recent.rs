@@ -176,10 +176,13 @@ impl Recent {
         {
             return None;
         }
-        let value = entry.typed::<T>()?;
+        // Cloned before it is counted: an atomic addition would wait for the clone's stores, and the other way round
+        // they overlap.
+        let value = entry.typed::<T>()?.clone();
         self.hit(entry);
         tracing::trace!(key = %identified.key, "replayed from memory");
-        Some(value.clone())
+        drop(shard);
+        Some(value)
     }
 
     /// Counts a call answered from `entry`.

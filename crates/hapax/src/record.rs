@@ -100,11 +100,16 @@ impl Serialize for Json {
     }
 }
 
+/// What is there is given, also a `null`: that is the result of an action that answers `()`.
+fn given<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Json>, D::Error> {
+    Json::deserialize(d).map(Some)
+}
+
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        // Through a tree, so that it also works from formats other than JSON text.
-        let value = serde_json::Value::deserialize(d)?;
-        Self::of(&value).map_err(serde::de::Error::custom)
+        // The text as it stands: a tree would round numbers and put members in another order.
+        let raw = Box::<serde_json::value::RawValue>::deserialize(d)?;
+        Ok(Self(raw.get().into()))
     }
 }
 
@@ -254,14 +259,14 @@ pub struct Record {
     /// What it acts on.
     pub target: String,
     /// The params, when the policy keeps them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub params: Option<Json>,
     /// The SHA-256 of the params that identify the action.
     pub fingerprint: Fingerprint,
     /// Where it stands now.
     pub state: State,
     /// The recorded result, when `completed`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub result: Option<Json>,
     /// The recorded error when `failed`; why nobody knows when `in_doubt`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

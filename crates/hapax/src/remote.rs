@@ -17,9 +17,10 @@ use crate::action::Identified;
 use crate::claim::Before;
 use crate::config::validate_policy;
 use crate::execute::{Acquired, Holder, Start};
+use crate::manager::unknown_fingerprint;
 use crate::recent::{Answer, Entry};
 use crate::stats::bump;
-use crate::store::{Beat, End, Ended, Liveness};
+use crate::store::{Beat, End, Ended, Liveness, Mark, Marked};
 use crate::{Action, AttemptId, Error, Fingerprint, Hapax, Json, Key, Owner, State, Timestamp, Ttl, Unrecorded};
 
 /// The tag under which a record keeps the time to live that its claim asked
@@ -47,6 +48,13 @@ impl RemoteCall {
     #[must_use]
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.fingerprint = Some(fingerprint);
+        self
+    }
+
+    /// With a [`fingerprint`](Self::fingerprint): the params as the record keeps them, unread and byte for byte.
+    #[must_use]
+    pub fn kept_params(mut self, params: Json) -> Self {
+        self.action.as_kept = Some(params);
         self
     }
 
@@ -221,6 +229,38 @@ impl Hapax {
                     started_at: started.started_at,
                 }))
             }
+        }
+    }
+
+    /// Records a result by hand for someone elsewhere, as [`mark_executed`](Self::mark_executed) does,
+    /// with what the call says of the action, its attempt's id and who marks it. Without a fingerprint the
+    /// record fits any params. The same mark sent again, with the same attempt's id, gets the same answer.
+    ///
+    /// # Errors
+    /// As [`mark_executed`](Self::mark_executed).
+    pub async fn mark_remote(&self, call: &RemoteCall, result: Json, ttl: Option<Ttl>) -> Result<Marked, Error> {
+        let Some(key) = call.action.key.clone() else {
+            return Err(Error::Config { message: "what is marked by hand needs its key".into() });
+        };
+        let (config, action) = (self.config(), &call.action);
+        let attempt = call.attempt.unwrap_or_default();
+        let mark = Mark {
+            namespace: self.inner.namespace.clone(),
+            key,
+            signal_id: action.signal_id.clone().filter(|s| !s.is_empty()),
+            action_type: action.action_type.clone(),
+            target: action.target.clone(),
+            params: action.as_kept.clone(),
+            fingerprint: call.fingerprint.unwrap_or_else(unknown_fingerprint),
+            attempt,
+            owner: call.owner.clone().map_or_else(|| self.inner.owner.clone(), Arc::new),
+            result,
+            ttl: ttl.unwrap_or(config.policy.ttl),
+            capacity: self.inner.capacity(&config),
+        };
+        match self.marked(mark).await? {
+            Marked::Exists(record) if call.attempt == Some(record.attempt_id) => Ok(Marked::Recorded(record)),
+            marked => Ok(marked),
         }
     }
 

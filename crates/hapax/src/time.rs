@@ -108,6 +108,12 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// machine is suspended; it may start anywhere, and starts anew at boot.
     /// Leases are counted by it.
     fn steady_millis(&self) -> i64;
+
+    /// Whether this is the host's own clock, which may then be asked directly.
+    #[doc(hidden)]
+    fn is_host(&self) -> bool {
+        false
+    }
 }
 
 /// The host's clocks: `CLOCK_REALTIME` and `CLOCK_BOOTTIME`.
@@ -121,6 +127,7 @@ impl Clock for SystemClock {
     }
 
     #[cfg(target_os = "linux")]
+    #[inline]
     fn coarse_now(&self) -> Timestamp {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
         Timestamp::from_millis(millis(&now))
@@ -132,6 +139,10 @@ impl Clock for SystemClock {
         #[cfg(not(target_os = "linux"))]
         let id = rustix::time::ClockId::Monotonic;
         millis(&rustix::time::clock_gettime(id))
+    }
+
+    fn is_host(&self) -> bool {
+        true
     }
 }
 

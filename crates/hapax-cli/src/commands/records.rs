@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{close, existing, open, print};
 use crate::action::result_of;
 use crate::args::{Cleanup, Ls, Mark, Settle};
-use crate::failure::Failure;
+use crate::failure::{Failure, IN_FLIGHT};
 use crate::settings::Settings;
 use crate::terminal;
 use crate::units::Keep;
@@ -62,7 +62,7 @@ pub async fn get(key: &str, settings: &Settings, json: bool) -> Result<u8, Failu
         close(hapax).await;
     }
     let record = record.ok_or_else(|| Failure::absent(&key))?;
-    print(json, &record, || show::record(&record))?;
+    print(json, &record, || show::record(&record, &settings.flags))?;
     Ok(0)
 }
 
@@ -73,6 +73,7 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         records: Vec<Record>,
         next: Option<String>,
     }
+    let in_doubt = args.state == Some(State::InDoubt);
     let filter = Filter {
         action_type: args.action,
         target: args.target,
@@ -106,7 +107,14 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         terminal::note("no records");
         return Ok(0);
     }
-    terminal::print(&show::list(&answer.records))?;
+    terminal::print(&show::list(&answer.records, in_doubt))?;
+    if answer.records.iter().any(|r| r.state == State::InDoubt) {
+        let flags = &settings.flags;
+        let look = if in_doubt { "" } else { "--state in-doubt lists the attempts in doubt; " };
+        terminal::note(&format!(
+            "{look}once you know what happened: hapax settle{flags} --attempt ATTEMPT --happened JSON KEY, or --not-happened"
+        ));
+    }
     if let Some(next) = answer.next {
         terminal::note(&format!("there are more: add --cursor {}, or --all", crate::failure::quoted(&next)));
     }
@@ -163,7 +171,17 @@ pub async fn settle(args: Settle, settings: &Settings, json: bool) -> Result<u8,
         }
         None => ("notHappened", Settlement::NotHappened),
     };
-    let record = hapax.settle(&key, settlement).await?;
+    let settled = match args.attempt {
+        Some(attempt) => match hapax.settle_attempt(&key, attempt, settlement).await {
+            Err(Error::LostClaim { .. } | Error::WrongState { .. }) => {
+                let now = hapax.record(&key).await?;
+                Err(Failure::stale(&key, attempt, now.as_ref(), &settings.flags))
+            }
+            settled => settled.map_err(Failure::from),
+        },
+        None => hapax.settle(&key, settlement).await.map_err(Failure::from),
+    };
+    let record = settled?;
     close(&hapax).await;
     print(json, &json!({ "key": key, "settled": name, "record": record }), || match &record {
         Some(record) => format!("{key} is completed, {}: the next run replays it", until(record)),
@@ -176,7 +194,19 @@ pub async fn settle(args: Settle, settings: &Settings, json: bool) -> Result<u8,
 pub async fn remove(key: &str, settings: &Settings, json: bool) -> Result<u8, Failure> {
     let key = Key::given(key)?;
     let Some(hapax) = existing(settings).await? else { return Err(Failure::absent(&key)) };
-    let removed = hapax.clear_key(&key).await?;
+    let removed = match hapax.clear_key(&key).await {
+        Err(Error::WrongState { state: Some(State::InDoubt), .. }) => {
+            return Err(match hapax.record(&key).await? {
+                Some(record) if record.state == State::InDoubt => {
+                    Failure::in_doubt(&key, record.attempt_id, "its record stays until it is settled")
+                }
+                _ => {
+                    Failure::new(IN_FLIGHT, "in_flight", format!("key {key} is just being settled: try again")).of(&key)
+                }
+            });
+        }
+        removed => removed?,
+    };
     close(&hapax).await;
     if !removed {
         return Err(Failure::absent(&key));

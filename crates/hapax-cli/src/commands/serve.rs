@@ -1,12 +1,13 @@
 //! `serve` and `proxy`: hapax over HTTP, from a configuration file of their own.
 //!
 //! SIGTERM and SIGINT stop it: it accepts no more, finishes what is under way
-//! up to the limit, and ends with 0. SIGHUP reads the configuration again.
+//! up to the limit, and ends with 0; a second one ends it at once. SIGHUP reads the configuration again.
 
 use std::path::{Path, PathBuf};
 
 use hapax_http::telemetry::{self, LogFormat};
 use hapax_http::{ApiServer, ProxyConfig, ProxyServer, Reloader, ServeConfig, ServeError};
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{LogArgs, Proxy, Serve};
@@ -118,11 +119,21 @@ fn stopped(hup: impl AsyncFn()) -> Result<impl Future<Output = ()>, Failure> {
     Ok(async move {
         loop {
             tokio::select! {
-                _ = term.recv() => return,
-                _ = int.recv() => return,
+                _ = term.recv() => break,
+                _ = int.recv() => break,
                 _ = again.recv() => hup().await,
             }
         }
+        // Who asks twice does not want to wait for what is under way. Nothing is lost: what was begun and not
+        // ended reads as in doubt.
+        tokio::spawn(async move {
+            let code = tokio::select! {
+                _ = term.recv() => 128 + Signal::TERM.as_raw(),
+                _ = int.recv() => 128 + Signal::INT.as_raw(),
+            };
+            tracing::warn!("a second signal: it ends at once");
+            std::process::exit(code);
+        });
     })
 }
 

@@ -35,8 +35,13 @@ impl Place {
             Ok(meta) if meta.len() > MAX_BYTES => return Err(bad(&"it is larger than 1 MiB")),
             _ => {}
         }
-        let text = std::fs::read_to_string(&self.path).map_err(|e| bad(&e))?;
-        toml::from_str(&text).map_err(|e| {
+        self.parse(&std::fs::read_to_string(&self.path).map_err(|e| bad(&e))?)
+    }
+
+    /// Reads the file's text.
+    pub(super) fn parse(&self, text: &str) -> Result<File, Failure> {
+        let path = self.path.display();
+        toml::from_str(text).map_err(|e| {
             let line = e.span().map(|span| 1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count());
             let line = line.map(|n| format!(", line {n}")).unwrap_or_default();
             Failure::usage(format!(

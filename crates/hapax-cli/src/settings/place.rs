@@ -56,7 +56,7 @@ fn is_fleet(address: &str) -> bool {
 
 /// An address that a command line can use; `~/` is the home directory, since
 /// no shell expands it behind `sqlite:`.
-pub(super) fn usable(address: &str) -> Result<String, Failure> {
+pub fn usable(address: &str) -> Result<String, Failure> {
     if is_server(address) || is_fleet(address) {
         return Ok(address.into());
     }

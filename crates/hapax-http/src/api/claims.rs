@@ -134,7 +134,9 @@ fn call_of(request: ClaimRequest, max_wait: Duration, hapax: &hapax::Hapax) -> R
     if fingerprint.is_some() && key.is_none() {
         return Err(bad("a fingerprint without params needs a key of the caller's own".into()));
     }
-    let (mut action, mut policy) = action_of(key, signal_id, action_type, target, params.as_deref(), identity)?;
+    // Params that come with their fingerprint are kept as they come, and not read.
+    let (read, kept) = if fingerprint.is_some() { (None, params) } else { (params, None) };
+    let (mut action, mut policy) = action_of(key, signal_id, action_type, target, read.as_deref(), identity)?;
     let tags = request.tags.unwrap_or_default();
     if tags.len() > MAX_TAGS {
         return Err(bad(format!("there are {} tags and the limit is {MAX_TAGS}", tags.len())));
@@ -175,16 +177,13 @@ fn call_of(request: ClaimRequest, max_wait: Duration, hapax: &hapax::Hapax) -> R
     });
     let mut call = RemoteCall::new(action.policy(policy));
     if let Some(fingerprint) = fingerprint {
-        call = call.fingerprint(fingerprint);
+        call = call.fingerprint(fingerprint).kept_params(json_of(kept.as_deref())?);
     }
     if let Some(attempt) = request.attempt_id {
         call = call.attempt(attempt);
     }
     if let Some(owner) = request.owner {
-        if owner.host.len() > 253 || owner.label.as_ref().is_some_and(|l| l.len() > 128) {
-            return Err(bad("the owner's host must be at most 253 bytes and its label 128".into()));
-        }
-        call = call.owner(owner.into());
+        call = call.owner(owner.checked()?);
     }
     if let Some(of) = request.take_over {
         call = call.take_over(of);

@@ -8,6 +8,7 @@ mod claims;
 mod events;
 mod keys;
 mod manage;
+mod overview;
 mod records;
 
 use utoipa_axum::router::OpenApiRouter;
@@ -22,4 +23,5 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .merge(keys::routes())
         .merge(manage::routes())
         .merge(events::routes())
+        .merge(overview::routes())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use hapax::store::{Filter, MAX_PAGE, Marked, Settlement};
-use hapax::{AttemptId, Key, Record, State as KeyState, Ttl};
+use hapax::{AttemptId, Key, Record, RemoteCall, State as KeyState, Ttl};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::body::{Body, json_of, json_response};
+use super::body::{Body, action_of, json_of, json_response};
 use crate::access::{Admin, Reader, Writer};
 use crate::app::App;
 use crate::openapi::{Common, Conflict, Full, Missing, Sent};
@@ -228,7 +228,27 @@ async fn mark(
     Body(request): Body<MarkRequest>,
 ) -> Result<Response, Problem> {
     let result = json_of(request.result.as_deref())?;
-    let marked = tenant.hapax.mark_executed(&key, &result, request.ttl.map(|ttl| ttl.0)).await?;
+    if request.params.is_some() && request.fingerprint.is_none() {
+        return Err(
+            Problem::new(Kind::BadRequest, "params without their fingerprint are not kept: give both").key(&key)
+        );
+    }
+    let (signal, action_type) = (request.signal_id, request.action_type);
+    let (action, _) = action_of(Some(key.clone()), signal, action_type, request.target, None, None)?;
+    let mut call = RemoteCall::new(action);
+    if let Some(fingerprint) = request.fingerprint {
+        call = call.fingerprint(fingerprint);
+    }
+    if let Some(params) = request.params {
+        call = call.kept_params(json_of(Some(&params))?);
+    }
+    if let Some(attempt) = request.attempt_id {
+        call = call.attempt(attempt);
+    }
+    if let Some(owner) = request.owner {
+        call = call.owner(owner.checked()?);
+    }
+    let marked = tenant.hapax.mark_remote(&call, result, request.ttl.map(|ttl| ttl.0)).await?;
     tenant.touch(&key);
     let (status, replayed, record) = match marked {
         Marked::Recorded(record) => (StatusCode::CREATED, "false", record),

@@ -435,7 +435,7 @@ fn mark(response: &mut Response<Body>, replayed: &'static str, cors: bool) {
 
 fn unrecorded(mut response: Response<Body>, error: &Error, cors: bool) -> Response<Body> {
     let state = match error {
-        Error::Action { class: hapax::ErrorClass::Retryable, .. } => "released",
+        Error::Action { state: None, .. } => "released",
         _ => "in_doubt",
     };
     response.headers_mut().insert(STATE, HeaderValue::from_static(state));

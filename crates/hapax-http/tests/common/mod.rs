@@ -47,9 +47,16 @@ impl Running {
 }
 
 pub async fn serve(toml: &str) -> Running {
+    let config = ServeConfig::from_toml(toml).unwrap();
+    let store = hapax::store::open(&config.store).await.unwrap();
+    serve_on(toml, store).await
+}
+
+/// A server on a store that is open already.
+pub async fn serve_on(toml: &str, store: std::sync::Arc<dyn hapax::store::Store>) -> Running {
     let mut config = ServeConfig::from_toml(toml).unwrap();
     config.listen.set_port(0);
-    let server = ApiServer::bind(config).await.unwrap();
+    let server = ApiServer::bind_on(config, store).await.unwrap();
     let (address, reloader) = (server.address(), server.reloader());
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(async move {

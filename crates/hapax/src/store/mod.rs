@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, Timestamp, Ttl};
 
+mod around;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod memory;
@@ -37,6 +38,8 @@ pub mod sealed;
 mod shared;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+
+pub use around::Around;
 
 /// What a store's method returns.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;

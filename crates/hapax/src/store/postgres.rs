@@ -62,6 +62,11 @@ use crate::{AttemptId, Key, Record, Timestamp};
 pub use self::options::{PostgresOptions, Prepare};
 pub use tokio_postgres;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn texts(text: &str) -> (String, String) {
+    (row::text_in(text).into_owned(), row::text_out(text.to_string()))
+}
+
 /// How long what is under way may take when the store is closed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// The oldest server version that is supported.

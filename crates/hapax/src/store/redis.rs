@@ -11,6 +11,7 @@
 
 mod driver;
 mod error;
+mod fold;
 mod node;
 mod op;
 mod options;
@@ -26,6 +27,7 @@ mod watch;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -35,6 +37,11 @@ use tokio::sync::oneshot;
 use self::driver::Driver;
 use self::op::{Insert, Op};
 pub use self::options::RedisOptions;
+
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_record(answer: &[u8]) -> Result<crate::Record, String> {
+    row::read("default", answer).map(|row| *row.record)
+}
 use self::row::{Bucket, Space};
 use self::topology::Topology;
 use self::watch::Watch;
@@ -52,6 +59,8 @@ struct Shared {
     driver: Driver,
     topology: Arc<Topology>,
     prefix: String,
+    /// Into how many buckets namespaces are divided.
+    buckets: AtomicUsize,
     spaces: RwLock<HashMap<Arc<str>, Arc<Space>>>,
     watch: Watch,
     room: room::Room,
@@ -69,12 +78,16 @@ impl Shared {
         if let Some(space) = self.spaces.read().get(&**namespace) {
             return space.clone();
         }
-        let space = Arc::new(Space::new(&self.prefix, namespace.clone()));
+        let space = Arc::new(self.new_space(namespace.clone()));
         let mut spaces = self.spaces.write();
         if spaces.len() >= MAX_SPACES {
             spaces.clear();
         }
         spaces.entry(namespace.clone()).or_insert(space).clone()
+    }
+
+    fn new_space(&self, name: Arc<str>) -> Space {
+        Space::new(&self.prefix, name, self.buckets.load(Ordering::Acquire))
     }
 
     /// The namespaces that this process has written to.
@@ -121,6 +134,7 @@ impl RedisStore {
         let shared = Arc::new(Shared {
             driver,
             prefix,
+            buckets: AtomicUsize::new(1),
             spaces: RwLock::default(),
             watch: Watch::default(),
             room: room::Room::default(),
@@ -187,7 +201,10 @@ impl Store for RedisStore {
     }
 
     fn now(&self) -> StoreFuture<'_, Timestamp> {
-        self.task(|shared| async move { query::now(&shared).await })
+        match self.shared.topology.time().filter(|_| !self.shared.driver.is_closed()) {
+            Some(now) => Box::pin(std::future::ready(Ok(now))),
+            None => self.task(|shared| async move { query::now(&shared).await }),
+        }
     }
 
     #[inline]
@@ -204,7 +221,13 @@ impl Store for RedisStore {
             .shared
             .place(&space, &begin.key)
             .and_then(|(bucket, record)| self.shared.driver.send(bucket, Op::begin(record, &begin, Insert::Allowed)?));
-        self.answer(space, sent, |space, answer| op::begun(space, answer)?.ok_or_else(op::absent))
+        self.answer(space, sent, |space, answer| {
+            let mut begun = op::begun(space, answer)?.ok_or_else(op::absent)?;
+            if let Begun::Started { expired, .. } = &mut begun {
+                *expired = space.take_expired();
+            }
+            Ok(begun)
+        })
     }
 
     fn heartbeat(&self, namespace: Arc<str>, beats: Vec<(Key, AttemptId, Duration)>) -> StoreFuture<'_, Vec<Beat>> {

@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -19,10 +18,10 @@ use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 
 use super::{
-    Beat, Begin, Begun, Census, Counters, End, Ended, Filter, Mark, Marked, Page, Removed, Settled, Settlement, Store,
-    StoreError, StoreFuture,
+    Around, Begin, Begun, End, Ended, Filter, Mark, Marked, Page, Removed, Settled, Settlement, Store, StoreError,
+    StoreFuture,
 };
-use crate::{AttemptId, Clock, Json, Key, Record, Timestamp};
+use crate::{AttemptId, Json, Key, Record};
 
 /// What a sealed text begins with.
 const MARK: &str = "hapax-sealed:1:";
@@ -178,25 +177,9 @@ impl SealedStore {
     }
 }
 
-impl Store for SealedStore {
-    fn location(&self) -> &str {
-        self.store.location()
-    }
-
-    fn default_max_entries(&self) -> Option<u64> {
-        self.store.default_max_entries()
-    }
-
-    fn epoch(&self) -> Option<u64> {
-        self.store.epoch()
-    }
-
-    fn clock(&self) -> Option<&dyn Clock> {
-        self.store.clock()
-    }
-
-    fn now(&self) -> StoreFuture<'_, Timestamp> {
-        self.store.now()
+impl Around for SealedStore {
+    fn within(&self) -> &dyn Store {
+        &*self.store
     }
 
     fn begin(&self, mut begin: Begin) -> StoreFuture<'_, Begun> {
@@ -209,10 +192,6 @@ impl Store for SealedStore {
                 started => started,
             })
         })
-    }
-
-    fn heartbeat(&self, namespace: Arc<str>, beats: Vec<(Key, AttemptId, Duration)>) -> StoreFuture<'_, Vec<Beat>> {
-        self.store.heartbeat(namespace, beats)
     }
 
     fn end(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, end: End) -> StoreFuture<'_, Ended> {
@@ -279,18 +258,6 @@ impl Store for SealedStore {
         })
     }
 
-    fn clear(&self, namespace: Arc<str>) -> StoreFuture<'_, u64> {
-        self.store.clear(namespace)
-    }
-
-    fn sweep(&self, limit: usize) -> StoreFuture<'_, u64> {
-        self.store.sweep(limit)
-    }
-
-    fn evict_oldest(&self, namespace: Arc<str>, count: u64) -> StoreFuture<'_, u64> {
-        self.store.evict_oldest(namespace, count)
-    }
-
     fn query(
         &self,
         namespace: Arc<str>,
@@ -303,29 +270,5 @@ impl Store for SealedStore {
             page.records.iter_mut().try_for_each(|record| self.open(record))?;
             Ok(page)
         })
-    }
-
-    fn count(&self, namespace: Arc<str>, counters: Counters, presented: Vec<(Key, u64)>) -> StoreFuture<'_, ()> {
-        self.store.count(namespace, counters, presented)
-    }
-
-    fn counters(&self, namespace: Arc<str>) -> StoreFuture<'_, Counters> {
-        self.store.counters(namespace)
-    }
-
-    fn reset_counters(&self, namespace: Arc<str>) -> StoreFuture<'_, ()> {
-        self.store.reset_counters(namespace)
-    }
-
-    fn census(&self, namespace: Arc<str>) -> StoreFuture<'_, Census> {
-        self.store.census(namespace)
-    }
-
-    fn changed(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, at_most: Duration) -> StoreFuture<'_, ()> {
-        self.store.changed(namespace, key, attempt, at_most)
-    }
-
-    fn close(&self) -> StoreFuture<'_, ()> {
-        self.store.close()
     }
 }

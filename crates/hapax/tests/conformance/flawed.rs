@@ -6,10 +6,10 @@ use std::time::Duration;
 use hapax::store::conformance::{Subject, check, model};
 use hapax::store::memory::MemoryStore;
 use hapax::store::{
-    Beat, Begin, Begun, Census, Counters, End, Ended, Filter, Mark, Marked, Page, Removed, Settled, Settlement, Store,
+    Around, Beat, Begin, Begun, Counters, End, Ended, Filter, Mark, Marked, Page, Removed, Settled, Settlement, Store,
     StoreError, StoreFuture,
 };
-use hapax::{AttemptId, Clock, Key, ManualClock, Record, State, Timestamp};
+use hapax::{AttemptId, Key, ManualClock, State};
 
 /// The rule that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,18 +57,19 @@ impl Flawed {
     }
 }
 
-impl Store for Flawed {
+impl Around for Flawed {
+    fn within(&self) -> &dyn Store {
+        &self.inner
+    }
+    // The default of a store that says nothing.
+    fn default_max_entries(&self) -> Option<u64> {
+        None
+    }
     fn location(&self) -> &str {
         "flawed:"
     }
-    fn now(&self) -> StoreFuture<'_, Timestamp> {
-        self.inner.now()
-    }
     fn epoch(&self) -> Option<u64> {
         if self.is(Flaw::EpochStands) { Some(1) } else { self.inner.epoch() }
-    }
-    fn clock(&self) -> Option<&dyn Clock> {
-        self.inner.clock()
     }
     fn begin(&self, mut begin: Begin) -> StoreFuture<'_, Begun> {
         if self.is(Flaw::TagsLost) {
@@ -118,9 +119,6 @@ impl Store for Flawed {
         }
         self.inner.mark(mark)
     }
-    fn get(&self, namespace: Arc<str>, key: Key) -> StoreFuture<'_, Option<Box<Record>>> {
-        self.inner.get(namespace, key)
-    }
     fn remove(&self, namespace: Arc<str>, key: Key) -> StoreFuture<'_, Removed> {
         Box::pin(async move {
             match self.inner.remove(namespace.clone(), key.clone()).await? {
@@ -132,15 +130,9 @@ impl Store for Flawed {
             }
         })
     }
-    fn clear(&self, namespace: Arc<str>) -> StoreFuture<'_, u64> {
-        self.inner.clear(namespace)
-    }
     fn sweep(&self, limit: usize) -> StoreFuture<'_, u64> {
         let boast = u64::from(self.is(Flaw::SweepBoasts));
         Box::pin(async move { Ok(self.inner.sweep(limit).await? + boast) })
-    }
-    fn evict_oldest(&self, namespace: Arc<str>, count: u64) -> StoreFuture<'_, u64> {
-        self.inner.evict_oldest(namespace, count)
     }
     fn query(
         &self,
@@ -163,15 +155,6 @@ impl Store for Flawed {
     fn count(&self, namespace: Arc<str>, counters: Counters, presented: Vec<(Key, u64)>) -> StoreFuture<'_, ()> {
         let presented = if self.is(Flaw::NothingPresented) { Vec::new() } else { presented };
         self.inner.count(namespace, counters, presented)
-    }
-    fn counters(&self, namespace: Arc<str>) -> StoreFuture<'_, Counters> {
-        self.inner.counters(namespace)
-    }
-    fn reset_counters(&self, namespace: Arc<str>) -> StoreFuture<'_, ()> {
-        self.inner.reset_counters(namespace)
-    }
-    fn census(&self, namespace: Arc<str>) -> StoreFuture<'_, Census> {
-        self.inner.census(namespace)
     }
     fn changed(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, at_most: Duration) -> StoreFuture<'_, ()> {
         if self.is(Flaw::NeverWakes) {

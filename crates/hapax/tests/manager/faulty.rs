@@ -2,13 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use hapax::store::{
-    Beat, Begin, Begun, Census, Counters, End, Ended, Filter, Mark, Marked, Page, Removed, Settled, Settlement, Store,
-    StoreError, StoreFuture,
-};
-use hapax::{AttemptId, Clock, Key, Record, Timestamp};
+use hapax::store::{Around, Store, StoreError, StoreFuture};
 
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +40,23 @@ impl Faulty {
     fn next(&self, method: &str) -> Option<Fault> {
         self.faults.lock().unwrap().get_mut(method)?.pop_front()
     }
+}
 
+impl Around for Faulty {
+    fn within(&self) -> &dyn Store {
+        &*self.inner
+    }
+    fn location(&self) -> &str {
+        "faulty:"
+    }
+    // The default of a store that says nothing.
+    fn default_max_entries(&self) -> Option<u64> {
+        None
+    }
     fn call<'a, T: Send + 'a>(
         &'a self,
         method: &'static str,
-        call: impl FnOnce(&'a dyn Store) -> StoreFuture<'a, T>,
+        call: impl FnOnce(&'a dyn Store) -> StoreFuture<'a, T> + Send + 'a,
     ) -> StoreFuture<'a, T> {
         let store = "faulty:".to_string();
         match self.next(method) {
@@ -66,83 +73,5 @@ impl Faulty {
                 })
             }
         }
-    }
-}
-
-impl Store for Faulty {
-    fn location(&self) -> &str {
-        "faulty:"
-    }
-    fn now(&self) -> StoreFuture<'_, Timestamp> {
-        self.call("now", |s| s.now())
-    }
-    fn epoch(&self) -> Option<u64> {
-        self.inner.epoch()
-    }
-    fn clock(&self) -> Option<&dyn Clock> {
-        self.inner.clock()
-    }
-    fn begin(&self, begin: Begin) -> StoreFuture<'_, Begun> {
-        self.call("begin", |s| s.begin(begin))
-    }
-    fn heartbeat(&self, namespace: Arc<str>, beats: Vec<(Key, AttemptId, Duration)>) -> StoreFuture<'_, Vec<Beat>> {
-        self.call("heartbeat", |s| s.heartbeat(namespace, beats))
-    }
-    fn end(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, end: End) -> StoreFuture<'_, Ended> {
-        self.call("end", |s| s.end(namespace, key, attempt, end))
-    }
-    fn settle(
-        &self,
-        namespace: Arc<str>,
-        key: Key,
-        attempt: Option<AttemptId>,
-        settlement: Settlement,
-    ) -> StoreFuture<'_, Settled> {
-        self.call("settle", |s| s.settle(namespace, key, attempt, settlement))
-    }
-    fn mark(&self, mark: Mark) -> StoreFuture<'_, Marked> {
-        self.call("mark", |s| s.mark(mark))
-    }
-    fn get(&self, namespace: Arc<str>, key: Key) -> StoreFuture<'_, Option<Box<Record>>> {
-        self.call("get", |s| s.get(namespace, key))
-    }
-    fn remove(&self, namespace: Arc<str>, key: Key) -> StoreFuture<'_, Removed> {
-        self.call("remove", |s| s.remove(namespace, key))
-    }
-    fn clear(&self, namespace: Arc<str>) -> StoreFuture<'_, u64> {
-        self.call("clear", |s| s.clear(namespace))
-    }
-    fn sweep(&self, limit: usize) -> StoreFuture<'_, u64> {
-        self.call("sweep", |s| s.sweep(limit))
-    }
-    fn evict_oldest(&self, namespace: Arc<str>, count: u64) -> StoreFuture<'_, u64> {
-        self.call("evict_oldest", |s| s.evict_oldest(namespace, count))
-    }
-    fn query(
-        &self,
-        namespace: Arc<str>,
-        filter: Filter,
-        cursor: Option<String>,
-        limit: usize,
-    ) -> StoreFuture<'_, Page> {
-        self.call("query", |s| s.query(namespace, filter, cursor, limit))
-    }
-    fn count(&self, namespace: Arc<str>, counters: Counters, presented: Vec<(Key, u64)>) -> StoreFuture<'_, ()> {
-        self.call("count", |s| s.count(namespace, counters, presented))
-    }
-    fn counters(&self, namespace: Arc<str>) -> StoreFuture<'_, Counters> {
-        self.call("counters", |s| s.counters(namespace))
-    }
-    fn reset_counters(&self, namespace: Arc<str>) -> StoreFuture<'_, ()> {
-        self.call("reset_counters", |s| s.reset_counters(namespace))
-    }
-    fn census(&self, namespace: Arc<str>) -> StoreFuture<'_, Census> {
-        self.call("census", |s| s.census(namespace))
-    }
-    fn changed(&self, namespace: Arc<str>, key: Key, attempt: AttemptId, at_most: Duration) -> StoreFuture<'_, ()> {
-        self.call("changed", |s| s.changed(namespace, key, attempt, at_most))
-    }
-    fn close(&self) -> StoreFuture<'_, ()> {
-        self.call("close", |s| s.close())
     }
 }

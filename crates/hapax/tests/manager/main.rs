@@ -249,7 +249,10 @@ async fn who_runs_again_without_effect_leaves_the_doubt_before_it(place: Place) 
     let key = doubt(&hapax, &action()).await;
     let again = action().policy(PolicyPatch::new().on_doubt(OnDoubt::RunAgain));
     let failed = hapax.execute::<(), _, _>(&again, |_| async { Err(ActionError::retryable("not now")) }).await;
-    assert!(failed.unwrap_err().is_retryable());
+    let failed = failed.unwrap_err();
+    assert!(failed.is_retryable());
+    assert!(matches!(failed, Error::Action { state: Some(State::InDoubt), .. }), "{failed:?}");
+    assert!(failed.to_string().contains("the key still is: settle it"), "{failed}");
     // The first attempt may have had its effect: who refuses must not run.
     assert_eq!(state(&hapax, &key).await, Some(State::InDoubt));
     assert!(matches!(run(&hapax, &action(), &runs, "never").await, Err(Error::InDoubt { .. })));

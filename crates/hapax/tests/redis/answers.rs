@@ -16,6 +16,10 @@ fn letter(letter: char) -> Vec<u8> {
     format!("$1\r\n{letter}\r\n").into_bytes()
 }
 
+/// A begin of a new record and a completion, as they stand in a request.
+const BEGIN: &[u8] = b"\r\nB1";
+const COMPLETE: &[u8; 5] = b"\r\nEC0";
+
 struct Rig {
     _redis: RedisServer,
     proxy: Proxy,
@@ -46,7 +50,7 @@ fn a_begin_whose_answer_was_lost_is_the_same_attempt() {
         start(&store, "first").await;
         for (n, fault) in BOTH.into_iter().enumerate() {
             let name = format!("k{n}");
-            rig.proxy.trap(fault, &letter('B'));
+            rig.proxy.trap(fault, BEGIN);
             let attempt = start(&store, &name).await;
             let record = store.get(ns(), key(&name)).await.unwrap().unwrap();
             assert_eq!((record.attempt_id, record.attempts, record.attempt_count), (attempt, 1, 1), "{fault:?}");
@@ -63,16 +67,16 @@ fn an_end_whose_answer_was_lost_is_done_once() {
         let fail = End::Fail { error: "no".into(), ttl: Ttl::Never, duration: Duration::ZERO };
         let doubt = End::Doubt { reason: "who knows".into() };
         let ends = [
-            (complete("v"), Some(State::Completed)),
-            (fail, Some(State::Failed)),
-            (End::Release, None),
-            (doubt, Some(State::InDoubt)),
+            (complete("v"), Some(State::Completed), COMPLETE),
+            (fail, Some(State::Failed), b"\r\nEF0"),
+            (End::Release, None, b"\r\nER0"),
+            (doubt, Some(State::InDoubt), b"\r\nED0"),
         ];
         for fault in BOTH {
-            for (n, (end, state)) in ends.iter().enumerate() {
+            for (n, (end, state, bytes)) in ends.iter().enumerate() {
                 let name = format!("{fault:?}-{n}");
                 let attempt = start(&store, &name).await;
-                rig.proxy.trap(fault, &letter('E'));
+                rig.proxy.trap(fault, *bytes);
                 let ended = store.end(ns(), key(&name), attempt, end.clone()).await.unwrap();
                 assert!(matches!(ended, Ended::Done { .. }), "{name}: {ended:?}");
                 let found = store.get(ns(), key(&name)).await.unwrap();
@@ -165,10 +169,10 @@ fn a_call_runs_its_action_once_whichever_answer_is_lost() {
     run(async {
         let hapax = manager(&rig.url).await;
         let ledger = Ledger::default();
-        for (n, (op, fault)) in [('B', BOTH[0]), ('B', BOTH[1]), ('E', BOTH[0]), ('E', BOTH[1])].into_iter().enumerate()
-        {
+        let faults = [(BEGIN, BOTH[0]), (BEGIN, BOTH[1]), (COMPLETE, BOTH[0]), (COMPLETE, BOTH[1])];
+        for (n, (op, fault)) in faults.into_iter().enumerate() {
             let action = Action::new("send", "mail").signal(format!("s{n}"));
-            rig.proxy.trap(fault, &letter(op));
+            rig.proxy.trap(fault, op);
             for _ in 0..2 {
                 let there = ledger.clone();
                 let outcome = hapax

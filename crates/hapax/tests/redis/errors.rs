@@ -42,9 +42,23 @@ fn each_thing_that_cannot_work_is_named_with_its_remedy() {
         let port = redis.port();
         says(&refused(&format!("redis+cluster://127.0.0.1:{port}")).await, &["no node of a cluster", "give redis:"]);
         says(&refused(&format!("redis+sentinel://127.0.0.1:{port}/x")).await, &["127.0.0.1"]);
-        says(&refused(&format!("{}?waitaof=1", redis.url())).await, &["Redis 7.2", "leave waitaof out"]);
+        if redis.version().unwrap() < (7, 2) {
+            says(&refused(&format!("{}?waitaof=1", redis.url())).await, &["Redis 7.2", "leave waitaof out"]);
+        } else {
+            waits_for_the_file().await;
+        }
         says(&refused(&format!("{}?speed=11", redis.url())).await, &["no option", "command_timeout"]);
     });
+}
+
+/// Where the server has `WAITAOF`, a write is acknowledged when it is synced, and refused where it cannot be.
+async fn waits_for_the_file() {
+    let (synced, kept_nowhere) = (RedisServer::start(RedisConfig::new().aof("everysec")).unwrap(), server());
+    let store = open(&format!("{}?waitaof=1&wait_timeout=2s", synced.url())).await;
+    assert!(matches!(store.begin(begin("k")).await.unwrap(), Begun::Started { .. }));
+    let store = open(&format!("{}?waitaof=1", kept_nowhere.url())).await;
+    let refused = store.begin(begin("k")).await.unwrap_err();
+    assert!(matches!(refused, StoreError::AnswerLost { .. }), "{refused:?}");
 }
 
 #[test]

@@ -18,11 +18,13 @@ async fn record(store: &RedisStore, name: &str, ttl: Ttl) {
     store.end(ns(), key(name), attempt, end).await.unwrap();
 }
 
-/// Entries in all indexes, and records.
-fn held(redis: &RedisServer) -> (u64, u64) {
+/// Entries in all indexes, records in no index yet, and records.
+fn held(redis: &RedisServer) -> (u64, u64, u64) {
     let count = |script: &str| redis.ask(&["EVAL", script, "0"]).unwrap().parse().unwrap();
     let entries = "local n = 0 for _, k in ipairs(redis.call('KEYS', 'hapax:*:x')) do n = n + redis.call('ZCARD', k) end return n";
-    (count(entries), count("return #redis.call('KEYS', 'hapax:*:r:*')"))
+    let logged =
+        "local n = 0 for _, k in ipairs(redis.call('KEYS', 'hapax:*:l')) do n = n + redis.call('LLEN', k) end return n";
+    (count(entries), count(logged), count("return #redis.call('KEYS', 'hapax:*:r:*')"))
 }
 
 #[test]
@@ -82,17 +84,52 @@ fn no_entry_dangles_behind_records_that_have_expired() {
         let census = store.census(ns()).await.unwrap();
         assert_eq!((census.completed, census.failed, census.oldest), (0, 0, None), "the census never counts them");
         assert!(store.query(ns(), Filter::default(), None, 10).await.unwrap().records.is_empty());
-        // The server removed the records itself; each new record takes two old ones' entries with it.
+        assert_eq!(held(&redis), (0, 0, 0), "what had expired before anybody asked never got into an index");
+        // And what was in an index when it expired.
+        for n in 0..200 {
+            record(&store, &format!("short{n}"), Ttl::For(Duration::from_millis(400))).await;
+        }
+        let begun = begin("failed");
+        let attempt = begun.attempt;
+        store.begin(begun).await.unwrap();
+        let fail = End::Fail { error: "e".into(), ttl: Ttl::For(Duration::from_millis(400)), duration: Duration::ZERO };
+        store.end(ns(), key("failed"), attempt, fail).await.unwrap();
+        store.census(ns()).await.unwrap();
+        assert!(held(&redis).0 > 0);
+        tokio::time::sleep(Duration::from_millis(500)).await;
         for n in 0..200 {
             record(&store, &format!("new{n}"), Ttl::Never).await;
         }
-        let (entries, _) = held(&redis);
-        // Four entries each: by age, action, target and signal. A bucket may have got fewer new ones than half its old.
-        assert!(entries <= 200 * 4 + 40 * 5, "{entries}");
         store.sweep(10_000).await.unwrap();
-        assert_eq!(held(&redis), (200 * 4, 200));
+        assert_eq!(held(&redis), (0, 200, 200));
+        // Four entries each: by age, action, target and signal.
+        assert_eq!(store.census(ns()).await.unwrap().completed, 200);
+        assert_eq!(held(&redis), (200 * 4, 0, 200));
         store.clear(ns()).await.unwrap();
-        assert_eq!(held(&redis), (0, 0));
+        assert_eq!(held(&redis), (0, 0, 0));
+    });
+}
+
+#[test]
+fn a_sweep_counts_what_expired_and_not_what_was_removed() {
+    let redis = server();
+    run(async {
+        let store = open(&redis.url()).await;
+        for n in 0..30 {
+            record(&store, &format!("k{n}"), Ttl::For(Duration::from_millis(300))).await;
+        }
+        for n in 0..10 {
+            store.remove(ns(), key(&format!("k{n}"))).await.unwrap();
+        }
+        let begun = begin("free");
+        let attempt = begun.attempt;
+        store.begin(begun).await.unwrap();
+        store.end(ns(), key("free"), attempt, End::Release).await.unwrap();
+        record(&store, "stays", Ttl::Never).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert_eq!(store.sweep(10_000).await.unwrap(), 20);
+        assert_eq!(store.sweep(10_000).await.unwrap(), 0);
+        assert_eq!(held(&redis), (0, 1, 1));
     });
 }
 
@@ -107,24 +144,60 @@ fn whatever_becomes_of_a_record_its_entries_are_those_of_its_state() {
             store.begin(begin).await.unwrap();
             attempt
         };
-        let attempt = start("k").await;
-        assert_eq!(held(&redis).0, 5, "live: one more");
-        store.end(ns(), key("k"), attempt, End::Doubt { reason: "?".into() }).await.unwrap();
-        assert_eq!(held(&redis).0, 5);
-        store.end(ns(), key("k"), attempt, complete("v")).await.unwrap();
-        assert_eq!(held(&redis).0, 5, "expiring: one more");
-        store.remove(ns(), key("k")).await.unwrap();
-        assert_eq!(held(&redis), (0, 0));
-        let attempt = start("k").await;
-        store.end(ns(), key("k"), attempt, End::Release).await.unwrap();
-        assert_eq!(held(&redis), (0, 0));
-        let attempt = start("k").await;
-        let fail = End::Fail { error: "e".into(), ttl: Ttl::For(Duration::from_millis(30)), duration: Duration::ZERO };
-        store.end(ns(), key("k"), attempt, fail).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        // Begun anew over an expired one.
-        start("k").await;
-        assert_eq!(held(&redis), (5, 1));
+        // Looked at as soon as it is begun, and only when it has ended.
+        for looked_at in [true, false] {
+            let look = async || {
+                if looked_at {
+                    store.census(ns()).await.unwrap();
+                }
+            };
+            let entries = async || {
+                store.census(ns()).await.unwrap();
+                held(&redis).0
+            };
+            let attempt = start("k").await;
+            look().await;
+            store.end(ns(), key("k"), attempt, End::Doubt { reason: "?".into() }).await.unwrap();
+            look().await;
+            store.end(ns(), key("k"), attempt, complete("v")).await.unwrap();
+            assert_eq!(entries().await, 5, "expiring: one more");
+            store.remove(ns(), key("k")).await.unwrap();
+            assert_eq!(held(&redis), (0, 0, 0));
+            let attempt = start("k").await;
+            assert_eq!(entries().await, 5, "live: one more");
+            store.end(ns(), key("k"), attempt, End::Release).await.unwrap();
+            assert_eq!(held(&redis), (0, 0, 0));
+            let attempt = start("k").await;
+            look().await;
+            let fail =
+                End::Fail { error: "e".into(), ttl: Ttl::For(Duration::from_millis(30)), duration: Duration::ZERO };
+            store.end(ns(), key("k"), attempt, fail).await.unwrap();
+            look().await;
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            // Begun anew over an expired one.
+            let attempt = start("k").await;
+            store.sweep(10).await.unwrap();
+            assert_eq!(entries().await, 5);
+            store.end(ns(), key("k"), attempt, End::Release).await.unwrap();
+            assert_eq!(held(&redis), (0, 0, 0));
+        }
+    });
+}
+
+#[test]
+fn another_layout_is_refused_with_its_remedy() {
+    let redis = server();
+    run(async {
+        open(&redis.url()).await;
+        assert_eq!(redis.ask(&["GET", "hapax:{layout}"]).unwrap(), "2 1");
+        redis.ask(&["SET", "hapax:{layout}", "9 1"]).unwrap();
+        redis.ask(&["SADD", "old:namespaces", "test"]).unwrap();
+        for (prefix, found) in [("hapax", "\"9\""), ("old", "\"1\"")] {
+            let url = format!("{}?prefix={prefix}", redis.url());
+            let options = hapax::store::redis::RedisOptions::from_url(&url).unwrap();
+            let error = RedisStore::open(options).await.unwrap_err().to_string();
+            assert!(error.contains(found) && error.contains("another prefix"), "{error}");
+        }
     });
 }
 

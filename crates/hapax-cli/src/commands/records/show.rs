@@ -2,6 +2,7 @@
 
 use hapax::{Clock as _, Json, Record, State, SystemClock, Timestamp};
 
+use crate::failure::settlements;
 use crate::output::Output;
 use crate::terminal::{BOLD, Cell, DIM, cell, elided, style_of, styled, table};
 use crate::units::glance;
@@ -10,11 +11,17 @@ use crate::units::glance;
 const SHOWN: usize = 200;
 
 /// Many records. The key comes last and whole: it is what one copies.
-pub fn list(records: &[Record]) -> String {
+///
+/// With `attempts`, the attempt's id is there too, for `hapax settle`.
+pub fn list(records: &[Record], attempts: bool) -> String {
     let now = SystemClock.now();
-    let mut rows = vec![Vec::from(["STATE", "BEGAN", "ENDS", "CALLS", "KEY"].map(|h| styled(h, BOLD)))];
+    let heads: &[&str] = match attempts {
+        true => &["STATE", "BEGAN", "ENDS", "CALLS", "ATTEMPT", "KEY"],
+        false => &["STATE", "BEGAN", "ENDS", "CALLS", "KEY"],
+    };
+    let mut rows = vec![heads.iter().map(|h| styled(h, BOLD)).collect::<Vec<_>>()];
     rows.extend(records.iter().map(|record| {
-        vec![
+        let mut row = vec![
             styled(record.state.as_str(), style_of(record.state)),
             cell(format!("{} ago", glance(now.since(record.started_at)))),
             match record.expires_at {
@@ -23,14 +30,16 @@ pub fn list(records: &[Record]) -> String {
                 None => styled("-", DIM),
             },
             cell(record.attempt_count.to_string()),
-            cell(record.key.as_str()),
-        ]
+        ];
+        row.extend(attempts.then(|| cell(record.attempt_id.to_string())));
+        row.push(cell(record.key.as_str()));
+        row
     }));
     table(&rows)
 }
 
-/// One record.
-pub fn record(record: &Record) -> String {
+/// One record; `flags` are those that a command for the same store needs.
+pub fn record(record: &Record, flags: &str) -> String {
     let now = SystemClock.now();
     let ago = |t: Timestamp| format!("{t} ({} ago)", glance(now.since(t)));
     let to_come = |t: Timestamp| format!("{t} (in {})", glance(t.since(now)));
@@ -72,6 +81,11 @@ pub fn record(record: &Record) -> String {
     row("calls", cell(format!("{} ({} begun)", record.attempt_count, record.attempts)));
     row("attempt", cell(record.attempt_id.to_string()));
     row("owner", text(&record.owner.to_string()));
+    if record.state == State::InDoubt {
+        for command in settlements(&record.key, Some(record.attempt_id), flags) {
+            row("settle", cell(command));
+        }
+    }
     for (name, value) in &record.tags {
         row("tag", text(&format!("{name} = {value}")));
     }

@@ -36,7 +36,7 @@ pub(super) async fn counters_are_reset(s: Subject) -> Verdict {
     assert_eq!(h.record("k").await.attempt_count, 3, "the records keep what is theirs");
     h.count(each(1), Vec::new()).await;
     assert_eq!(h.counters().await, each(1));
-    h.within("never heard of").store.reset_counters("never heard of".into()).await.unwrap();
+    h.within("never-heard-of").store.reset_counters("never-heard-of".into()).await.unwrap();
     Ok(())
 }
 
@@ -124,7 +124,7 @@ pub(super) async fn a_census_spans_from_the_first_record_to_the_last(s: Subject)
 pub(super) async fn an_unknown_namespace_is_empty(s: Subject) -> Verdict {
     let h = s.handle();
     h.completed("k").await;
-    let h = h.within("never heard of");
+    let h = h.within("never-heard-of");
     assert_eq!(h.counters().await, Counters::default());
     let census = Census { bytes: 0, ..h.census().await };
     assert_eq!(census, Census::default());

@@ -249,7 +249,7 @@ pub(super) async fn a_bad_cursor_is_refused(s: Subject) -> Verdict {
     let h = s.handle();
     h.completed("k").await;
     for cursor in ["", "nonsense", "-1", "1.5", "1; DROP TABLE records", "99999999999999999999999999", "\0"] {
-        for space in [&h.space, &"never heard of".into()] {
+        for space in [&h.space, &"never-heard-of".into()] {
             let refused = h.store.query(space.clone(), Filter::default(), Some(cursor.into()), 10).await;
             assert!(matches!(refused, Err(StoreError::BadRequest { .. })), "{cursor:?}: {refused:?}");
         }

@@ -70,7 +70,7 @@ pub(super) async fn evicting_more_than_there_is_takes_all(s: Subject) -> Verdict
     mixed(&h).await;
     assert_eq!(h.evict(u64::MAX).await, 3);
     assert_eq!(h.all_keys().await, ["live", "doubt"]);
-    assert_eq!(h.within("never heard of").evict(5).await, 0);
+    assert_eq!(h.within("never-heard-of").evict(5).await, 0);
     Ok(())
 }
 

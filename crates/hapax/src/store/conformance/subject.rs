@@ -29,6 +29,7 @@ pub struct Subject {
     pub(super) clock: Option<ManualClock>,
     again: Option<Arc<dyn Fn() -> Opening + Send + Sync>>,
     tick: Duration,
+    skips: Vec<(&'static str, &'static str)>,
     // Dropped last: a directory must outlive the store in it.
     _kept: Vec<Box<dyn Any + Send + Sync>>,
 }
@@ -43,7 +44,7 @@ impl Subject {
     /// A store that nobody has written to.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, clock: None, again: None, tick: Duration::from_millis(250), _kept: Vec::new() }
+        Self { store, clock: None, again: None, tick: Duration::from_millis(250), skips: Vec::new(), _kept: Vec::new() }
     }
 
     /// The clock that the store takes its time from: the suite moves it instead of
@@ -74,6 +75,19 @@ impl Subject {
     pub fn tick(mut self, tick: Duration) -> Self {
         self.tick = tick;
         self
+    }
+
+    /// Cases that this store cannot hold by design, and why: a case's name, or a group's (`capacity`).
+    /// They are skipped and reported as such.
+    #[must_use]
+    pub fn skipping(mut self, names: &[&'static str], why: &'static str) -> Self {
+        self.skips.extend(names.iter().map(|name| (*name, why)));
+        self
+    }
+
+    pub(super) fn skip_of(&self, case: &str) -> Option<Skip> {
+        let group = case.split("::").next().unwrap_or(case);
+        self.skips.iter().find(|(name, _)| *name == case || *name == group).map(|(_, why)| Skip(why))
     }
 
     /// Keeps something (a temporary directory, a server) for as long as the case runs.

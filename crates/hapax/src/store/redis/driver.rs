@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::fold;
 use super::op::{Op, Resend};
 use super::row::Bucket;
 use super::script::TRANSITION;
@@ -276,8 +277,8 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
     let bucket = first.bucket.clone();
     let resend = if group.iter().all(|i| i.op.resend == Resend::Safe) { Resend::Safe } else { Resend::Never };
     let make = |how: How| -> Cmd {
-        let mut cmd = TRANSITION.call(group.len() + 2, how);
-        cmd.arg(&bucket.index).arg(&bucket.epoch);
+        let mut cmd = TRANSITION.call(group.len() + 4, how);
+        cmd.arg(&bucket.index).arg(&bucket.epoch).arg(&bucket.log).arg(&bucket.removals);
         for item in &group {
             cmd.arg(&item.op.key);
         }
@@ -290,13 +291,19 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
     // What has waited behind other calls in an outage gets what is left of its time.
     let limit = topology.command_timeout();
     let left = limit.saturating_sub(first.since.elapsed()).max(limit / 4);
+    let (sent, mut log) = (Instant::now(), None);
     let answer = topology.exec_within(&Request { slot: bucket.slot, is_write, resend, make: &make }, left).await;
     let odd = |message: String| StoreError::Damaged { store: topology.location.clone(), message };
     match answer {
         Err(error) => group.into_iter().for_each(|item| {
             let _ = item.answer.send(Err(error.clone()));
         }),
-        Ok(Value::Array(answers)) if answers.len() == group.len() => {
+        Ok(Value::Array(mut answers)) if answers.len() == group.len() || answers.len() == group.len() + 1 => {
+            if let Some(Value::Int(length)) = answers.get(group.len()) {
+                log = usize::try_from(*length).ok();
+                answers.truncate(group.len());
+            }
+            topology.learn(answers.first(), sent);
             for (item, answer) in group.into_iter().zip(answers) {
                 let answer = match answer {
                     Value::BulkString(bytes) if bytes.first() == Some(&b'!') => {
@@ -312,6 +319,10 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
             let _ =
                 item.answer.send(Err(odd("the server answered another number of operations than it was asked".into())));
         }),
+    }
+    if let Some(length) = log {
+        // Behind the answers and before the bucket's next call: no log grows faster than it is dealt with.
+        fold::keep_up(&topology, &bucket, length).await;
     }
     lane
 }

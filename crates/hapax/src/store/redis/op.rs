@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use redis::Cmd;
 
-use super::row::{self, Fixed, Row, Space, attempt_text, digits, lengths, tags};
+use super::row::{self, Fixed, NO_DURATION, Row, Space, attempt_text, digits, rest, tags};
 use crate::store::{Beat, Begin, Begun, End, Ended, Mark, Marked, Removed, Settled, Settlement, StoreError};
 use crate::{AttemptId, Json, State, Timestamp, Ttl};
 
@@ -28,6 +28,8 @@ enum Arg {
     Json(Json),
     /// `1` when the operation was sent before, else `0`.
     SentBefore,
+    /// An end's letter, how it ended, whether it was sent before, and the time to live.
+    End(char, String),
 }
 
 /// One operation on one record.
@@ -42,7 +44,10 @@ pub(super) struct Op {
 
 impl Op {
     fn new(code: &'static str, key: String, args: impl IntoIterator<Item = Arg>) -> Self {
-        let args = std::iter::once(Arg::Static(code)).chain(args).collect();
+        Self::with(key, std::iter::once(Arg::Static(code)).chain(args).collect())
+    }
+
+    fn with(key: String, args: Vec<Arg>) -> Self {
         Self { key, resend: Resend::Safe, is_write: true, args }
     }
 
@@ -54,6 +59,7 @@ impl Op {
             Arg::Bytes(bytes) => bytes.len(),
             Arg::Json(json) => json.as_str().len(),
             Arg::SentBefore => 1,
+            Arg::End(_, ttl) => ttl.len() + 3,
         });
         self.key.len() + 16 + args.sum::<usize>()
     }
@@ -66,6 +72,7 @@ impl Op {
                 Arg::Bytes(bytes) => cmd.arg(&bytes[..]),
                 Arg::Json(json) => cmd.arg(json.as_str()),
                 Arg::SentBefore => cmd.arg(if sent_before { "1" } else { "0" }),
+                Arg::End(kind, ttl) => cmd.arg(format!("E{kind}{}{ttl}", u8::from(sent_before))),
             };
         }
     }
@@ -81,17 +88,16 @@ impl Op {
         };
         let fixed = fixed.encode(begin.params.as_ref()).map_err(unwritable)?;
         let owner = serde_json::to_vec(&*begin.owner).map_err(unwritable)?;
-        let args = [
-            Arg::Text(attempt_text(begin.attempt)),
-            Arg::Text(millis(begin.lease.as_millis())),
-            Arg::Text(begin.take_over.map(attempt_text).unwrap_or_default()),
-            insert.arg(),
-            Arg::Text(lengths(&fixed, &owner)),
-            Arg::Text(tags(&begin.action_type, &begin.target, begin.signal_id.as_deref())),
-            Arg::Bytes(fixed),
-            Arg::Bytes(owner),
+        let insert = u8::from(insert == Insert::Allowed);
+        let lease = begin.lease.as_millis().min(LONGEST);
+        let take_over = begin.take_over.map(attempt_text).unwrap_or_default();
+        let tags = tags(&begin.action_type, &begin.target, begin.signal_id.as_deref());
+        let args = vec![
+            Arg::Text(format!("B{insert}{lease:015}{take_over}")),
+            Arg::Text(format!("2P{}00{NO_DURATION}", attempt_text(begin.attempt))),
+            Arg::Bytes(rest(&tags, &fixed, &owner)),
         ];
-        Ok(Self::new("B", key, args))
+        Ok(Self::with(key, args))
     }
 
     pub(super) fn heartbeat(key: String, attempt: AttemptId, lease: std::time::Duration) -> Self {
@@ -101,22 +107,21 @@ impl Op {
 
     pub(super) fn end(key: String, attempt: AttemptId, end: End) -> Self {
         let (kind, ttl, duration, body) = match end {
-            End::Complete { result, ttl, duration } => ("C", ttl_text(ttl), Some(duration), Arg::Json(result)),
-            End::Fail { error, ttl, duration } => ("F", ttl_text(ttl), Some(duration), Arg::Text(error)),
-            End::Release => ("R", String::new(), None, Arg::Static("")),
-            End::Doubt { reason } => ("D", String::new(), None, Arg::Text(format!(":{reason}"))),
+            End::Complete { result, ttl, duration } => ('C', ttl_text(ttl), Some(duration), Arg::Json(result)),
+            End::Fail { error, ttl, duration } => ('F', ttl_text(ttl), Some(duration), Arg::Text(error)),
+            End::Release => ('R', String::new(), None, Arg::Static("")),
+            End::Doubt { reason } => ('D', String::new(), None, Arg::Text(format!(":{reason}"))),
         };
         let duration = duration
-            .map_or_else(|| "----------------".into(), |d| format!("{:016}", d.as_millis().min(9_999_999_999_999_999)));
-        let args = [
-            Arg::Static(kind),
-            Arg::Text(attempt_text(attempt)),
-            Arg::Text(ttl),
-            Arg::Text(duration),
-            Arg::SentBefore,
+            .map_or_else(|| NO_DURATION.into(), |d| format!("{:016}", d.as_millis().min(9_999_999_999_999_999)));
+        let attempt = attempt_text(attempt);
+        let args = vec![
+            Arg::End(kind, ttl),
+            Arg::Text(format!("2P{attempt}00")),
+            Arg::Text(format!("2{kind}{attempt}00{duration}")),
             body,
         ];
-        Self::new("E", key, args)
+        Self::with(key, args)
     }
 
     pub(super) fn settle(key: String, of: Option<AttemptId>, settlement: Settlement) -> Self {
@@ -148,14 +153,12 @@ impl Op {
         };
         let fixed = fixed.encode(mark.params.as_ref()).map_err(unwritable)?;
         let owner = serde_json::to_vec(&*mark.owner).map_err(unwritable)?;
+        let tags = tags(&mark.action_type, &mark.target, mark.signal_id.as_deref());
         let args = [
             Arg::Text(attempt_text(mark.attempt)),
             Arg::Text(ttl_text(mark.ttl)),
             insert.arg(),
-            Arg::Text(lengths(&fixed, &owner)),
-            Arg::Text(tags(&mark.action_type, &mark.target, mark.signal_id.as_deref())),
-            Arg::Bytes(fixed),
-            Arg::Bytes(owner),
+            Arg::Bytes(rest(&tags, &fixed, &owner)),
             Arg::Json(mark.result.clone()),
         ];
         Ok(Self::new("M", key, args))
@@ -207,9 +210,12 @@ fn unwritable(error: serde_json::Error) -> StoreError {
     StoreError::BadRequest { message: format!("the record has no JSON form: {error}") }
 }
 
+/// The longest time that is asked for, in milliseconds.
+const LONGEST: u128 = 300_000_000_000_000;
+
 /// Milliseconds as the scripts take them; they cut off what lies beyond the year 9999.
 fn millis(millis: u128) -> String {
-    millis.min(300_000_000_000_000).to_string()
+    millis.min(LONGEST).to_string()
 }
 
 fn ttl_text(ttl: Ttl) -> String {
@@ -261,9 +267,9 @@ pub(super) fn begun(space: &Arc<Space>, answer: &[u8]) -> Result<Option<Begun>, 
         Some((b'S', rest)) => {
             let read = || {
                 Some(Begun::Started {
-                    attempts: digits(rest.get(..10)?)?,
-                    started_at: time(rest.get(10..25))?,
-                    expired: digits(rest.get(25..)?)?,
+                    started_at: time(rest.get(..15))?,
+                    attempts: digits(rest.get(15..25)?)?,
+                    expired: 0,
                     evicted: 0,
                 })
             };

@@ -13,9 +13,9 @@ use redis::{Cmd, Value};
 use tokio::task::JoinSet;
 
 use super::Shared;
+use super::fold::{self, Fold};
 use super::op::{self, Op, Resend};
-use super::row::{BUCKETS, Bucket, Row, Space, slot, tag};
-use super::script::SWEEP;
+use super::row::{Bucket, Row, Space, slot, tag};
 use super::topology::{How, Request};
 use crate::store::{Filter, MAX_PAGE, Page, StoreError};
 use crate::{State, Timestamp};
@@ -135,7 +135,10 @@ impl Aged {
             is_done: false,
         });
         // Somewhat more than a bucket's share, so that most pages need one step of each.
-        Self { entries: entries.collect(), chunk: (wanted / BUCKETS * 5 / 4 + 8).min(CHUNK) }
+        let entries: Vec<_> = entries.collect();
+        let chunk = (wanted / entries.len().max(1)).saturating_mul(5) / 4 + 8;
+        let chunk = chunk.min(CHUNK);
+        Self { entries, chunk }
     }
 
     /// The next ones, at most `count`; none at the end.
@@ -239,6 +242,7 @@ pub(super) async fn page(
             message: format!("{bad:?} is no cursor: give the `next` of the page before, or none"),
         });
     }
+    fold::all(shared, std::slice::from_ref(space)).await?;
     let cursor = cursor.unwrap_or_default();
     let limit = limit.clamp(1, MAX_PAGE);
     let now = if filter.expiring_within.is_some() { now(shared).await? } else { Timestamp::from_millis(0) };
@@ -349,7 +353,8 @@ pub(super) async fn clear(shared: &Arc<Shared>, space: &Arc<Space>) -> Result<u6
 
 /// Removes the oldest recorded results and errors of these namespaces.
 pub(super) async fn evict(shared: &Arc<Shared>, spaces: &[Arc<Space>], count: u64) -> Result<u64, StoreError> {
-    let mut aged = Aged::new(spaces, "a", "", usize::try_from(count).unwrap_or(CHUNK * BUCKETS));
+    fold::all(shared, spaces).await?;
+    let mut aged = Aged::new(spaces, "a", "", usize::try_from(count).unwrap_or(CHUNK * 16));
     let mut gone = 0;
     while gone < count {
         let wanted = usize::try_from(count - gone).unwrap_or(usize::MAX).min(4 * WINDOW);
@@ -363,7 +368,7 @@ pub(super) async fn evict(shared: &Arc<Shared>, spaces: &[Arc<Space>], count: u6
     Ok(gone)
 }
 
-fn registry(shared: &Shared) -> (String, u16) {
+pub(super) fn registry(shared: &Shared) -> (String, u16) {
     let key = format!("{}:namespaces", shared.prefix);
     let slot = slot(key.as_bytes());
     (key, slot)
@@ -397,7 +402,7 @@ pub(super) async fn namespaces(shared: &Arc<Shared>) -> Result<Vec<Arc<Space>>, 
     let mut spaces: Vec<Arc<Space>> = shared.spaces.read().values().cloned().collect();
     for name in names {
         if !spaces.iter().any(|s| *s.name == *name) {
-            spaces.push(Arc::new(Space::new(&shared.prefix, name.into())));
+            spaces.push(Arc::new(shared.new_space(name.into())));
         }
     }
     Ok(spaces)
@@ -408,22 +413,8 @@ pub(super) async fn sweep(shared: &Arc<Shared>, limit: usize) -> Result<u64, Sto
     let mut gone = 0;
     for space in namespaces(shared).await? {
         for bucket in &space.buckets {
-            loop {
-                let left = limit.saturating_sub(usize::try_from(gone).unwrap_or(usize::MAX)).min(CHUNK);
-                if left == 0 {
-                    return Ok(gone);
-                }
-                let make = |how| {
-                    let mut cmd = SWEEP.call(1, how);
-                    cmd.arg(&bucket.index).arg(left);
-                    cmd
-                };
-                let swept = u64::try_from(number(Some(&ask(shared, bucket.slot, &make).await?))).unwrap_or(0);
-                gone += swept;
-                if swept < left as u64 {
-                    break;
-                }
-            }
+            let left = limit.saturating_sub(usize::try_from(gone).unwrap_or(usize::MAX));
+            gone += fold::bucket(&shared.topology, bucket, Fold::Gone, left).await?;
         }
     }
     Ok(gone)

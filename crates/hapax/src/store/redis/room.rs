@@ -125,9 +125,11 @@ async fn make(shared: &Arc<Shared>, capacity: Capacity) -> Result<Made, StoreErr
     let mut made = Made { _lock: Some(Lock::take(shared).await?), ..Made::default() };
     let spaces = query::namespaces(shared).await?;
     let mut records = tally::entries(shared, &spaces).await?;
+    made.expired = spaces.iter().map(|s| s.take_expired()).sum();
     if records >= max_entries {
-        made.expired = query::sweep(shared, usize::MAX).await?;
-        records = records.saturating_sub(made.expired);
+        let swept = query::sweep(shared, usize::MAX).await?;
+        made.expired += swept;
+        records = records.saturating_sub(swept);
     }
     if records >= max_entries && on_full == OnFull::Reject {
         return Err(StoreError::Capacity { store: shared.topology.location.clone(), max_entries });

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -17,12 +17,11 @@ use sha2::{Digest, Sha256};
 
 use crate::{AttemptId, Fingerprint, Json, Key, Owner, Record, State, Timestamp};
 
-/// In how many parts the records of a namespace are divided; each lies in one slot of a cluster.
-/// Changing it makes every record unfindable.
-pub(super) const BUCKETS: usize = 16;
-
 /// The width of the head.
-const HEAD: usize = 188;
+const HEAD: usize = 189;
+
+/// What stands in the place of a duration that is not known.
+pub(super) const NO_DURATION: &str = "----------------";
 
 /// A part of a namespace's records: the names of its keys, which share a hash tag.
 #[derive(Debug)]
@@ -32,12 +31,25 @@ pub(super) struct Bucket {
     pub(super) slot: u16,
     pub(super) index: String,
     pub(super) epoch: String,
+    /// The ids of records that are not in the index yet.
+    pub(super) log: String,
+    /// How many of them were removed.
+    pub(super) removals: String,
+    /// When it was last tidied up, in milliseconds of a cheap clock.
+    pub(super) tidied: AtomicI64,
+    /// Expired records that were found meanwhile, and nobody was told of.
+    pub(super) expired: AtomicU64,
     records: String,
 }
 
 static LANES: AtomicU32 = AtomicU32::new(0);
 
 impl Bucket {
+    /// The expired records that nobody was told of, which now somebody is.
+    fn take_expired(&self) -> u64 {
+        if self.expired.load(Ordering::Relaxed) == 0 { 0 } else { self.expired.swap(0, Ordering::AcqRel) }
+    }
+
     /// The key of the record with this id.
     pub(super) fn record(&self, id: &str) -> String {
         let mut name = String::with_capacity(self.records.len() + id.len());
@@ -61,9 +73,11 @@ pub(super) struct Space {
 }
 
 impl Space {
-    pub(super) fn new(prefix: &str, name: Arc<str>) -> Self {
+    /// Its records are divided into so many buckets, each in one slot of a cluster; another number makes every record
+    /// unfindable.
+    pub(super) fn new(prefix: &str, name: Arc<str>, buckets: usize) -> Self {
         let tag = hex(&Sha256::digest(name.as_bytes()), 32);
-        let buckets = (0..BUCKETS).map(|number| {
+        let buckets = (0..buckets).map(|number| {
             let tag = format!("{tag}:{number}");
             let base = format!("{prefix}:{{{tag}}}:");
             Arc::new(Bucket {
@@ -71,6 +85,10 @@ impl Space {
                 slot: slot(tag.as_bytes()),
                 index: format!("{base}x"),
                 epoch: format!("{base}e"),
+                log: format!("{base}l"),
+                removals: format!("{base}d"),
+                tidied: AtomicI64::new(0),
+                expired: AtomicU64::new(0),
                 records: format!("{base}r:"),
             })
         });
@@ -84,6 +102,11 @@ impl Space {
         }
     }
 
+    /// The expired records that nobody was told of, which now somebody is.
+    pub(super) fn take_expired(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.take_expired()).sum()
+    }
+
     pub(super) fn is_registered(&self) -> bool {
         self.registered.load(Ordering::Acquire)
     }
@@ -95,7 +118,7 @@ impl Space {
     /// Where a key's record lies: its bucket and its id there.
     pub(super) fn place(&self, key: &Key) -> Option<(&Arc<Bucket>, String)> {
         let digest = Sha256::digest(key.as_str().as_bytes());
-        let number = digest.first().map_or(0, |b| usize::from(*b) % BUCKETS);
+        let number = digest.first().map_or(0, |b| usize::from(*b) % self.buckets.len().max(1));
         Some((self.buckets.get(number)?, hex(&digest, 32)))
     }
 }
@@ -171,9 +194,13 @@ impl Fixed<'_> {
     }
 }
 
-/// The two lengths as they stand in the head.
-pub(super) fn lengths(fixed: &[u8], owner: &[u8]) -> String {
-    format!("{:08}{:06}", fixed.len(), owner.len())
+/// A new record from the two lengths on.
+pub(super) fn rest(tags: &str, fixed: &[u8], owner: &[u8]) -> Vec<u8> {
+    let mut rest = format!("{:08}{:06}{tags}", fixed.len(), owner.len()).into_bytes();
+    rest.reserve(fixed.len() + owner.len());
+    rest.extend_from_slice(fixed);
+    rest.extend_from_slice(owner);
+    rest
 }
 
 #[derive(Deserialize)]
@@ -212,11 +239,14 @@ fn decode(namespace: &str, answer: &[u8]) -> Option<Row> {
     let now = digits(now)?;
     let text = |from: usize, to: usize| std::str::from_utf8(value.get(from..to)?).ok();
     let number = |from: usize, to: usize| digits(value.get(from..to)?);
-    let until = number(35, 50)?;
+    let until = number(52, 67)?;
     let (fixed_end, owner_end) = {
-        let fixed_end = HEAD.checked_add(usize::try_from(number(138, 146)?).ok()?)?;
-        (fixed_end, fixed_end.checked_add(usize::try_from(number(146, 152)?).ok()?)?)
+        let fixed_end = HEAD.checked_add(usize::try_from(number(139, 147)?).ok()?)?;
+        (fixed_end, fixed_end.checked_add(usize::try_from(number(147, 153)?).ok()?)?)
     };
+    if value.first() != Some(&b'2') {
+        return None;
+    }
     let kept: Kept = serde_json::from_slice(value.get(HEAD..fixed_end)?).ok()?;
     let owner: Owner = serde_json::from_slice(value.get(fixed_end..owner_end)?).ok()?;
     let body = std::str::from_utf8(value.get(owner_end..)?).ok()?;
@@ -245,18 +275,18 @@ fn decode(namespace: &str, answer: &[u8]) -> Option<Row> {
         state,
         result: (state == State::Completed).then(|| Json::trusted(body)),
         error,
-        attempt_id: text(3, 35)?.parse().ok()?,
-        attempts: number(96, 106)?,
-        attempt_count: number(106, 122)?,
-        started_at: time(number(81, 96)?)?,
-        executed_at: if state.is_recorded() { time(number(50, 65)?) } else { None },
+        attempt_id: text(2, 34)?.parse().ok()?,
+        attempts: number(113, 123)?,
+        attempt_count: number(123, 139)?,
+        started_at: time(number(98, 113)?)?,
+        executed_at: if state.is_recorded() { time(number(67, 82)?) } else { None },
         expires_at: if state.is_recorded() && until > 0 { time(until) } else { None },
         lease_until: if state == State::InProgress { time(until) } else { None },
-        duration_ms: number(122, 138),
+        duration_ms: number(36, 52),
         owner,
         tags: kept.g,
     };
-    Some(Row { record: Box::new(record), place: text(65, 81)?.into() })
+    Some(Row { record: Box::new(record), place: text(82, 98)?.into() })
 }
 
 /// A decimal number of fixed width; none when it is anything else.
@@ -281,11 +311,13 @@ mod tests {
 
     #[test]
     fn keys_of_a_bucket_share_their_hash_tag_and_namespaces_never_meet() {
-        let (one, two) = (Space::new("hapax", "a".into()), Space::new("hapax", "a:1".into()));
+        let (one, two) = (Space::new("hapax", "a".into(), 16), Space::new("hapax", "a:1".into(), 16));
         for bucket in &one.buckets {
             let tag = |key: &str| key.split(['{', '}']).nth(1).map(str::to_string);
             assert_eq!(tag(&bucket.index), tag(&bucket.record("00")));
-            assert_eq!(tag(&bucket.index), tag(&bucket.epoch));
+            for other in [&bucket.epoch, &bucket.log, &bucket.removals] {
+                assert_eq!(tag(&bucket.index), tag(other));
+            }
             assert_eq!(Some(bucket.slot), tag(&bucket.index).map(|t| slot(t.as_bytes())));
             assert!(two.buckets.iter().all(|other| other.index != bucket.index));
         }

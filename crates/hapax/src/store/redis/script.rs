@@ -15,8 +15,8 @@ pub(super) struct Script {
 
 /// The transitions of records.
 pub(super) static TRANSITION: Script = Script::new(include_str!("transition.lua"));
-/// The removal of what expired records leave in an index.
-pub(super) static SWEEP: Script = Script::new(include_str!("sweep.lua"));
+/// The index, brought up to date.
+pub(super) static FOLD: Script = Script::new(include_str!("fold.lua"));
 /// The counts of a bucket.
 pub(super) static CENSUS: Script = Script::new(include_str!("census.lua"));
 /// Adding to counters, once.

@@ -3,16 +3,27 @@
 //! Managed servers forbid `CONFIG`, and some `INFO`: what cannot be seen is not complained of.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
 use tokio::time::Instant;
 
-use super::Shared;
 use super::error::Failure;
 use super::node::{Node, Trouble};
+use super::op::Resend;
 use super::options::Mode;
+use super::row::slot;
+use super::topology::Request;
+use super::{Shared, query};
 use crate::store::StoreError;
+
+/// The version of what is in Redis.
+const LAYOUT: &str = "2";
+/// Buckets of a namespace in a cluster: enough to spread over its nodes, few enough that a page or a census asks each.
+const CLUSTER_BUCKETS: usize = 16;
+/// What is believed.
+const MAX_BUCKETS: usize = 1024;
 
 /// The oldest server whose `SET` takes an expiry in absolute time.
 const OLDEST: (u32, u32) = (6, 2);
@@ -30,7 +41,63 @@ pub(super) async fn look(shared: &Arc<Shared>) -> Result<(), StoreError> {
     for node in topology.primaries() {
         look_at(shared, &node, deadline).await.map_err(failed)?;
     }
+    layout(shared, deadline).await
+}
+
+/// How the data under this prefix is laid out: a version, and into how many buckets a namespace is divided.
+///
+/// Who comes first writes it down. Written by a single server and moved to a cluster, or the other way, it stays as it is.
+async fn layout(shared: &Arc<Shared>, deadline: Instant) -> Result<(), StoreError> {
+    let topology = &shared.topology;
+    let key = format!("{}:{{layout}}", shared.prefix);
+    let limit = deadline.saturating_duration_since(Instant::now());
+    let exec = async |words: &[&str]| {
+        let make = |_| {
+            let mut cmd = redis::cmd(words.first().copied().unwrap_or("PING"));
+            for word in words.iter().skip(1) {
+                cmd.arg(*word);
+            }
+            cmd
+        };
+        let request = Request { slot: slot(b"layout"), is_write: false, resend: Resend::Safe, make: &make };
+        topology.exec_within(&request, limit).await
+    };
+    let mut found = exec(&["GET", &key]).await?;
+    if found == Value::Nil {
+        let (old, old_slot) = query::registry(shared);
+        let make = |_| {
+            let mut cmd = redis::cmd("EXISTS");
+            cmd.arg(&old);
+            cmd
+        };
+        let request = Request { slot: old_slot, is_write: false, resend: Resend::Safe, make: &make };
+        if topology.exec_within(&request, limit).await? == Value::Int(1) {
+            return Err(old_layout(shared, "1"));
+        }
+        let buckets = if matches!(topology.options().mode, Mode::Cluster(_)) { CLUSTER_BUCKETS } else { 1 };
+        exec(&["SET", &key, &format!("{LAYOUT} {buckets}"), "NX"]).await?;
+        found = exec(&["GET", &key]).await?;
+    }
+    let text = match &found {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        _ => String::new(),
+    };
+    let buckets = text
+        .split_once(' ')
+        .filter(|(version, _)| *version == LAYOUT)
+        .and_then(|(_, buckets)| buckets.parse().ok())
+        .filter(|buckets| (1..=MAX_BUCKETS).contains(buckets))
+        .ok_or_else(|| old_layout(shared, text.split(' ').next().unwrap_or_default()))?;
+    shared.buckets.store(buckets, Ordering::Release);
     Ok(())
+}
+
+fn old_layout(shared: &Shared, found: &str) -> StoreError {
+    shared.odd(format!(
+        "what is under the prefix {:?} has layout {:?}, and this hapax reads layout {LAYOUT}; give another prefix, or the hapax that wrote it",
+        shared.prefix,
+        found.chars().take(20).collect::<String>()
+    ))
 }
 
 async fn look_at(shared: &Arc<Shared>, node: &Arc<Node>, deadline: Instant) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::Shared;
+use super::fold;
 use super::op::Op;
 use super::query::{CHUNK, PLACE, ask, each, number, read, texts};
 use super::row::{Bucket, Space, digits};
@@ -83,6 +84,7 @@ pub(super) async fn reset_counters(shared: &Shared, space: &Space) -> Result<(),
 }
 
 pub(super) async fn census(shared: &Arc<Shared>, space: &Arc<Space>) -> Result<Census, StoreError> {
+    fold::all(shared, std::slice::from_ref(space)).await?;
     let counts =
         each(
             shared,
@@ -139,6 +141,7 @@ async fn count_bucket(shared: &Shared, bucket: &Arc<Bucket>) -> Result<Census, S
 
 /// How many records there are in these namespaces, expired ones included until their entries are swept.
 pub(super) async fn entries(shared: &Arc<Shared>, spaces: &[Arc<Space>]) -> Result<u64, StoreError> {
+    fold::all(shared, spaces).await?;
     let buckets = spaces.iter().flat_map(|s| s.buckets.iter().cloned());
     let counts = each(shared, buckets, |shared, bucket| async move {
         let make = |_| {

@@ -1,308 +1,343 @@
 -- The transitions of records: a batch of operations of one bucket, one atomic step of the server.
 --
--- KEYS: the bucket's index, its epoch, then the record of each operation. All share one hash tag.
--- ARGV: for each operation its letter and its arguments, one operation after the other.
--- Answer: a string for each operation: a letter and what belongs to it (see `op.rs`), or `!` and an error.
+-- KEYS: the bucket's index, its epoch, its log, its count of removals, then the record of each operation. All share one
+-- hash tag. ARGV: for each operation its letter with what is alike in most, then its arguments.
+-- Answer: a string for each operation: a letter and what belongs to it (see `op.rs`), or `!` and an error; after them
+-- the length of the log, when records were added to it.
 --
 -- A record is a string: a head of fixed width, then what never changes, the owner, and the body (the result,
 -- the error, or the reason of a doubt). Positions below are those of `row.rs`:
---   1 version, 2 state (P D C F), 3 whether somebody waits, 4-35 attempt, 36-50 lease or expiry, 51-65 executed,
---   66-81 place in the order of age, 82-96 started, 97-106 attempts, 107-122 presented, 123-138 duration,
---   139-146 length of what never changes, 147-152 length of the owner, 153-188 tags of action, target, signal.
+--   1 version, 2 state (P D C F), 3-34 attempt, 35 whether somebody waits, 36 whether it is in the index, 37-52 duration,
+--   53-67 lease or expiry, 68-82 executed, 83-98 place in the order of age, 99-113 started, 114-123 attempts,
+--   124-139 presented, 140-147 length of what never changes, 148-153 length of the owner, 154-189 tags of action,
+--   target, signal.
 --
--- Invariant: a record and its index entries change in the same step; an entry whose record the server has expired
--- says so by itself (`e`), and goes with the next new record of its bucket or the next sweep.
+-- A new record's id goes to the end of the log; `fold.lua` takes it from there into the index when somebody asks. Invariants:
+-- a record that is not in the index is in the log; one that is changes together with its entries; an entry whose record
+-- the server has expired says so by itself (`e`).
+--
+-- What most calls do, a begin of a new key and its end, comes first and makes few values: with many callers, the time that
+-- this takes is what limits them.
 
 local call, sub, fmt = redis.call, string.sub, string.format
-local index = KEYS[1]
-local time = call('TIME')
-local us = time[1] * 1000000 + time[2]
-local now = math.floor(us / 1000)
-local now15 = fmt('%015.0f', now)
 local NEVER, NONE, MAX = '000000000000000', '----------------', 253402207199999
-local raise = false
+local time = call('TIME')
+-- Microseconds in 16 digits, milliseconds in 15.
+local us = time[1] .. sub(time[2] + 1000000, 2)
+local now15 = '00' .. sub(us, 1, 13)
+local answers, fresh, a, slow, raise, length = {}, {}, 1, nil, false, nil
+-- What was made of the last begin's and the last end's first argument: neighbours mostly have the same.
+local begins, started, stamp, ends, expires15, expires, done
 
--- What the record is now, and its value: nil when it is absent; a third value when it has expired but is still here.
-local function read(key)
-  local value = call('GET', key)
-  if not value then return nil end
-  -- What is no record is not taken for an absent one.
-  if sub(value, 1, 1) ~= '1' or #value < 188 then error('NEWER', 0) end
-  local state = sub(value, 2, 2)
-  if state == 'P' then
-    if sub(value, 36, 50) <= now15 then
-      -- Written down, so that no step back of the clock revives it.
-      call('SETRANGE', key, 1, 'D')
-      return 'D', '1D' .. sub(value, 3)
+-- All but the two common cases.
+local sizes
+local function make_slow()
+  sizes = { G = 1, H = 3, W = 2, S = 7, M = 6, R = 1, V = 2, P = 2, L = 2 }
+  local index, removals = KEYS[1], KEYS[4]
+  local function at(millis)
+    return fmt('%015.0f', math.min(now15 + millis, MAX))
+  end
+
+  -- What the record is now, and its value: nil when it is absent; a third value when it has expired but is still here.
+  local function read(key)
+    local value = call('GET', key)
+    if not value then return nil end
+    -- What is no record is not taken for an absent one.
+    if sub(value, 1, 1) ~= '2' or #value < 189 then error('NEWER', 0) end
+    local state = sub(value, 2, 2)
+    if state == 'P' then
+      if sub(value, 53, 67) <= now15 then
+        -- Written down, so that no step back of the clock revives it.
+        call('SETRANGE', key, 1, 'D')
+        return 'D', '2D' .. sub(value, 3)
+      end
+    elseif state ~= 'D' then
+      if state ~= 'C' and state ~= 'F' then error('NEWER', 0) end
+      local till = sub(value, 53, 67)
+      if till ~= NEVER and till <= now15 then return nil, nil, value end
     end
-  elseif state ~= 'D' then
-    if state ~= 'C' and state ~= 'F' then error('NEWER', 0) end
-    local expires = sub(value, 36, 50)
-    if expires ~= NEVER and expires <= now15 then return nil, nil, value end
+    return state, value
   end
-  return state, value
-end
 
--- The entries that every record has, whatever its state.
-local function entries(id, tags)
-  local signal = sub(tags, 25, 36)
-  if signal == '000000000000' then
-    return 'a' .. id, 't' .. sub(tags, 1, 12) .. id, 'u' .. sub(tags, 13, 24) .. id
-  end
-  return 'a' .. id, 't' .. sub(tags, 1, 12) .. id, 'u' .. sub(tags, 13, 24) .. id, 's' .. signal .. id
-end
-
--- Takes a record out of the index.
-local function forget(key, value)
-  local id, tags, state = sub(value, 66, 81) .. sub(key, -32), sub(value, 153, 188), sub(value, 2, 2)
-  if state == 'P' or state == 'D' then
-    call('ZREM', index, 'l' .. id, entries(id, tags))
-  else
-    local expires = sub(value, 36, 50)
-    call('ZREM', index, 'e' .. expires .. id .. tags .. state, 'g' .. expires .. id, 'f' .. id, entries(id, tags))
-  end
-end
-
--- Takes entries of a few expired records out, more than one new record puts in; how many records.
-local function collect()
-  local gone = call('ZRANGEBYLEX', index, '[e', '(e' .. fmt('%015.0f', now + 1), 'LIMIT', 0, 2)
-  for i = 1, #gone do
-    local member = gone[i]
-    local id = sub(member, 17, 64)
-    call('ZREM', index, member, 'g' .. sub(member, 2, 64), 'f' .. id, entries(id, sub(member, 65, 100)))
-  end
-  return #gone
-end
-
-local function wake(key, value)
-  if sub(value, 3, 3) == '1' then
-    -- Without the permission to publish, waiters find out by looking.
-    redis.pcall('PUBLISH', sub(index, 1, string.find(index, '{', 1, true) - 1) .. 'wake', key)
-  end
-end
-
--- Records a result or an error over a live record.
-local function record(key, value, state, attempt, ttl, duration, body)
-  local expires, expires15 = tonumber(ttl), NEVER
-  local id, tags = sub(value, 66, 81) .. sub(key, -32), sub(value, 153, 188)
-  if expires > 0 then expires15 = fmt('%015.0f', math.min(now + expires, MAX)) end
-  local kept = 188 + tonumber(sub(value, 139, 146)) + tonumber(sub(value, 147, 152))
-  local new = '1' .. state .. '0' .. attempt .. expires15 .. now15 .. sub(value, 66, 122) .. duration
-    .. sub(value, 139, kept) .. body
-  call('ZREM', index, 'l' .. id)
-  if expires > 0 then
-    call('SET', key, new, 'PXAT', fmt('%.0f', expires15))
-    if state == 'F' then
-      call('ZADD', index, 0, 'e' .. expires15 .. id .. tags .. 'F', 0, 'g' .. expires15 .. id, 0, 'f' .. id)
+  -- Takes what leads to a record away, the record being removed or, when it has expired, written over.
+  local function forget(key, value, has_expired)
+    if sub(value, 36, 36) == '0' then
+      -- What the log leads to is not there: not because it expired.
+      if not has_expired then call('INCR', removals) end
+      return
+    end
+    local id, tags, state = sub(value, 83, 98) .. sub(key, -32), sub(value, 154, 189), sub(value, 2, 2)
+    local t, u, s = 't' .. sub(tags, 1, 12) .. id, 'u' .. sub(tags, 13, 24) .. id, 's' .. sub(tags, 25, 36) .. id
+    if state == 'P' or state == 'D' then
+      call('ZREM', index, 'l' .. id, 'a' .. id, t, u, s)
     else
-      call('ZADD', index, 0, 'e' .. expires15 .. id .. tags .. 'C')
+      local till = sub(value, 53, 67)
+      call('ZREM', index, 'e' .. till .. id .. tags .. state, 'g' .. till .. id, 'f' .. id, 'a' .. id, t, u, s)
     end
-  else
-    call('SET', key, new)
-    if state == 'F' then call('ZADD', index, 0, 'f' .. id) end
   end
-  wake(key, value)
-  return new, expires15
-end
 
-local function add(id, tags, first)
-  local a, t, u, s = entries(id, tags)
-  if s then
-    call('ZADD', index, 0, first, 0, a, 0, t, 0, u, 0, s)
-  else
-    call('ZADD', index, 0, first, 0, a, 0, t, 0, u)
+  local function wake(key, value)
+    if sub(value, 35, 35) == '1' then
+      -- Without the permission to publish, waiters find out by looking.
+      redis.pcall('PUBLISH', sub(index, 1, string.find(index, '{', 1, true) - 1) .. 'wake', key)
+    end
   end
-end
 
-local function step(code, key, a, place)
-  if code == 'B' then
-    -- attempt, lease, take over, may insert, lengths, tags, what never changes, owner
-    local attempt, owner = ARGV[a + 1], ARGV[a + 8]
-    local seq = us + place
-    local started = fmt('%015.0f', math.floor(seq / 1000))
-    local lease = fmt('%015.0f', math.min(now + ARGV[a + 2], MAX))
-    local id = fmt('%016.0f', seq) .. sub(key, -32)
-    local fresh = '1P0' .. attempt .. lease .. NEVER .. sub(id, 1, 16) .. started .. '00000000010000000000000001' .. NONE
-      .. ARGV[a + 5] .. ARGV[a + 6] .. ARGV[a + 7] .. owner
-    local insert = ARGV[a + 4] == '1'
-    if not insert or not call('SET', key, fresh, 'NX') then
+  -- Where the body begins.
+  local function kept(value)
+    return 189 + tonumber(sub(value, 140, 147)) + tonumber(sub(value, 148, 153))
+  end
+
+  -- Records a result or an error over a live record.
+  local function record(key, value, state, attempt, ttl, duration, body)
+    local till = NEVER
+    if ttl ~= '0' then till = at(ttl) end
+    local new = '2' .. state .. attempt .. '0' .. sub(value, 36, 36) .. duration .. till .. now15
+      .. sub(value, 83, kept(value)) .. body
+    if till == NEVER then
+      call('SET', key, new)
+    else
+      call('SET', key, new, 'PXAT', fmt('%.0f', till))
+    end
+    if sub(value, 36, 36) == '1' then
+      local id, tags = sub(value, 83, 98) .. sub(key, -32), sub(value, 154, 189)
+      call('ZREM', index, 'l' .. id)
+      if till ~= NEVER then call('ZADD', index, 0, 'e' .. till .. id .. tags .. state) end
+      if state == 'F' then
+        call('ZADD', index, 0, 'f' .. id)
+        if till ~= NEVER then call('ZADD', index, 0, 'g' .. till .. id) end
+      end
+    end
+    wake(key, value)
+    return new, till
+  end
+
+  return function(key, a)
+    local code = sub(ARGV[a], 1, 1)
+    if code == 'B' then
+      -- B, may insert, lease in 15 digits, take over; head of a new record; rest of it
+      local option, head, rest = ARGV[a], ARGV[a + 1], ARGV[a + 2]
+      local attempt, insert = sub(head, 3, 34), sub(option, 2, 2) == '1'
+      local lease = at(sub(option, 3, 17))
       local state, value, expired = read(key)
       if state then
-        local holder = sub(value, 4, 35)
+        local holder = sub(value, 3, 34)
         if state == 'P' and holder == attempt then
           -- The same begin again: its first answer was lost on the way.
-          return 'S' .. sub(value, 97, 106) .. sub(value, 82, 96) .. '0'
+          return 'S' .. sub(value, 99, 113) .. sub(value, 114, 123)
         end
-        if state ~= 'D' or holder ~= ARGV[a + 3] then return 'X' .. now15 .. value end
-        local attempts = fmt('%010.0f', sub(value, 97, 106) + 1)
-        call('SET', key, '1P0' .. attempt .. lease .. sub(value, 51, 81) .. started .. attempts
-          .. fmt('%016.0f', sub(value, 107, 122) + 1) .. sub(value, 123, 146) .. sub(ARGV[a + 5], 9, 14)
-          .. sub(value, 153, 188 + sub(value, 139, 146)) .. owner)
+        if state ~= 'D' or holder ~= sub(option, 18) then return 'X' .. now15 .. value end
+        local attempts = fmt('%010.0f', sub(value, 114, 123) + 1)
+        local fixed = tonumber(sub(rest, 1, 8))
+        call('SET', key, sub(head, 1, 35) .. sub(value, 36, 52) .. lease .. sub(value, 68, 98) .. now15 .. attempts
+          .. fmt('%016.0f', sub(value, 124, 139) + 1) .. sub(value, 140, 147) .. sub(rest, 9, 14)
+          .. sub(value, 154, 189 + sub(value, 140, 147)) .. sub(rest, 51 + fixed))
         wake(key, value)
-        return 'S' .. attempts .. started .. '0'
+        return 'S' .. now15 .. attempts
       end
       if not insert then return 'N' end
-      if expired then forget(key, expired) end
-      call('SET', key, fresh)
+      if expired then forget(key, expired, true) end
+      call('SET', key, head .. lease .. NEVER .. us .. now15 .. '00000000010000000000000001' .. rest)
+      fresh[#fresh + 1] = sub(key, -32)
+      return 'S' .. now15 .. '0000000001'
     end
-    local gone = collect()
-    add(id, ARGV[a + 6], 'l' .. id)
-    return 'S0000000001' .. started .. gone
-  end
 
-  if code == 'G' then
-    local state, value = read(key)
-    return state and 'X' .. now15 .. value or 'N'
-  end
+    if code == 'E' then
+      -- E, state, whether it was sent before, time to live; head of the record as it was begun; new head; body
+      local option = ARGV[a]
+      local kind, attempt = sub(option, 2, 2), sub(ARGV[a + 1], 3, 34)
+      local state, value = read(key)
+      if not state then
+        -- The first time may have freed the key.
+        if kind == 'R' and sub(option, 3, 3) == '1' then return 'D' .. now15 .. NEVER end
+        return 'L-'
+      end
+      if sub(value, 3, 34) ~= attempt then return 'L' .. state end
+      if state == 'C' or state == 'F' then
+        if kind == state then return 'D' .. sub(value, 68, 82) .. sub(value, 53, 67) end
+        return 'L' .. state
+      end
+      if kind == 'R' then
+        call('DEL', key)
+        forget(key, value)
+        wake(key, value)
+        return 'D' .. now15 .. NEVER
+      end
+      if kind == 'D' then
+        call('SET', key, '2D' .. attempt .. '0' .. sub(value, 36, 52) .. NEVER .. sub(value, 68, kept(value)) .. ARGV[a + 3])
+        wake(key, value)
+        return 'D' .. now15 .. NEVER
+      end
+      local _, till = record(key, value, kind, attempt, sub(option, 4), sub(ARGV[a + 2], 37, 52), ARGV[a + 3])
+      return 'D' .. now15 .. till
+    end
 
-  if code == 'E' then
-    -- state, attempt, time to live, duration, whether it was sent before, body
-    local kind, attempt = ARGV[a + 1], ARGV[a + 2]
-    local state, value = read(key)
-    if not state then
-      -- The first time may have freed the key.
-      if kind == 'R' and ARGV[a + 5] == '1' then return 'D' .. now15 .. NEVER end
-      return 'L-'
+    if code == 'G' then
+      local state, value = read(key)
+      return state and 'X' .. now15 .. value or 'N'
     end
-    if sub(value, 4, 35) ~= attempt then return 'L' .. state end
-    if state == 'C' or state == 'F' then
-      if kind == state then return 'D' .. sub(value, 51, 65) .. sub(value, 36, 50) end
-      return 'L' .. state
+
+    if code == 'H' then
+      -- attempt, lease
+      local head = call('GETRANGE', key, 0, 66)
+      if sub(head, 3, 34) ~= ARGV[a + 1] then return 'L' end
+      if sub(head, 2, 2) == 'D' then return 'D' end
+      if sub(head, 2, 2) ~= 'P' then return 'L' end
+      if sub(head, 53, 67) <= now15 then
+        call('SETRANGE', key, 1, 'D')
+        return 'D'
+      end
+      call('SETRANGE', key, 52, at(ARGV[a + 2]))
+      return 'R'
     end
-    if kind == 'R' then
+
+    if code == 'W' then
+      -- attempt
+      local head = call('GETRANGE', key, 0, 66)
+      if sub(head, 2, 2) ~= 'P' or sub(head, 3, 34) ~= ARGV[a + 1] then return 'N' end
+      local until15 = sub(head, 53, 67)
+      if until15 <= now15 then
+        call('SETRANGE', key, 1, 'D')
+        return 'N'
+      end
+      if sub(head, 35, 35) ~= '1' then call('SETRANGE', key, 34, '1') end
+      return 'P' .. fmt('%015.0f', until15 - now15)
+    end
+
+    if code == 'S' then
+      -- kind, by that attempt, new attempt, time to live, whether it was sent before, body
+      local kind, of, token = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3]
+      local state, value = read(key)
+      if not state then
+        if kind == 'N' and ARGV[a + 5] == '1' then return 'D' end
+        return 'N'
+      end
+      local holder = sub(value, 3, 34)
+      if kind == 'H' and state == 'C' and holder == token then return 'R' .. now15 .. value end
+      if state ~= 'D' or (of ~= '' and of ~= holder) then return 'X' .. now15 .. value end
+      if kind == 'N' then
+        call('DEL', key)
+        forget(key, value)
+        wake(key, value)
+        return 'D'
+      end
+      return 'R' .. now15 .. record(key, value, 'C', token, ARGV[a + 4], NONE, ARGV[a + 6])
+    end
+
+    if code == 'M' then
+      -- attempt, time to live, may insert, rest of a new record, body
+      local attempt = ARGV[a + 1]
+      local state, value, expired = read(key)
+      if state == 'D' then
+        return 'R' .. now15 .. record(key, value, 'C', attempt, ARGV[a + 2], NONE, ARGV[a + 5])
+      elseif state then
+        if state == 'C' and sub(value, 3, 34) == attempt then return 'R' .. now15 .. value end
+        return 'X' .. now15 .. value
+      end
+      if ARGV[a + 3] ~= '1' then return 'N' end
+      if expired then forget(key, expired, true) end
+      local new = '2C' .. attempt .. '00' .. NONE .. NEVER .. now15 .. us .. now15 .. '00000000000000000000000001' .. ARGV[a + 4]
+      new = record(key, new, 'C', attempt, ARGV[a + 2], NONE, ARGV[a + 5])
+      fresh[#fresh + 1] = sub(key, -32)
+      return 'R' .. now15 .. new
+    end
+
+    if code == 'R' then
+      local state, value = read(key)
+      if not state then return 'N' end
+      if state == 'P' or state == 'D' then return 'X' .. now15 .. value end
       call('DEL', key)
       forget(key, value)
-      wake(key, value)
-      return 'D' .. now15 .. NEVER
+      raise = true
+      return 'R'
     end
-    if kind == 'D' then
-      local kept = 188 + tonumber(sub(value, 139, 146)) + tonumber(sub(value, 147, 152))
-      call('SET', key, '1D0' .. attempt .. NEVER .. sub(value, 51, kept) .. ARGV[a + 6])
-      wake(key, value)
-      return 'D' .. now15 .. NEVER
-    end
-    local _, expires = record(key, value, kind, attempt, ARGV[a + 3], ARGV[a + 4], ARGV[a + 6])
-    return 'D' .. now15 .. expires
-  end
 
-  if code == 'H' then
-    -- attempt, lease
-    local head = call('GETRANGE', key, 0, 49)
-    if sub(head, 4, 35) ~= ARGV[a + 1] then return 'L' end
-    if sub(head, 2, 2) == 'D' then return 'D' end
-    if sub(head, 2, 2) ~= 'P' then return 'L' end
-    if sub(head, 36, 50) <= now15 then
-      call('SETRANGE', key, 1, 'D')
-      return 'D'
-    end
-    call('SETRANGE', key, 35, fmt('%015.0f', math.min(now + ARGV[a + 2], MAX)))
-    return 'R'
-  end
-
-  if code == 'W' then
-    -- attempt
-    local head = call('GETRANGE', key, 0, 49)
-    if sub(head, 2, 2) ~= 'P' or sub(head, 4, 35) ~= ARGV[a + 1] then return 'N' end
-    local until15 = sub(head, 36, 50)
-    if until15 <= now15 then
-      call('SETRANGE', key, 1, 'D')
-      return 'N'
-    end
-    if sub(head, 3, 3) ~= '1' then call('SETRANGE', key, 2, '1') end
-    return 'P' .. fmt('%015.0f', until15 - now)
-  end
-
-  if code == 'S' then
-    -- kind, by that attempt, new attempt, time to live, whether it was sent before, body
-    local kind, of, token = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3]
-    local state, value = read(key)
-    if not state then
-      if kind == 'N' and ARGV[a + 5] == '1' then return 'D' end
-      return 'N'
-    end
-    local holder = sub(value, 4, 35)
-    if kind == 'H' and state == 'C' and holder == token then return 'R' .. now15 .. value end
-    if state ~= 'D' or (of ~= '' and of ~= holder) then return 'X' .. now15 .. value end
-    if kind == 'N' then
+    if code == 'V' then
+      -- place in the order of age: only that very record goes
+      local state, value, expired = read(key)
+      value = value or expired
+      if not value or sub(value, 83, 98) ~= ARGV[a + 1] then return 'N' end
+      if state == 'P' or state == 'D' then return 'K' end
       call('DEL', key)
-      forget(key, value)
-      wake(key, value)
-      return 'D'
+      forget(key, value, expired)
+      raise = true
+      return expired and 'N' or 'R'
     end
-    return 'R' .. now15 .. record(key, value, 'C', token, ARGV[a + 4], NONE, ARGV[a + 6])
-  end
 
-  if code == 'M' then
-    -- attempt, time to live, may insert, lengths, tags, what never changes, owner, body
-    local attempt = ARGV[a + 1]
-    local state, value, expired = read(key)
-    if state == 'D' then
-      return 'R' .. now15 .. record(key, value, 'C', attempt, ARGV[a + 2], NONE, ARGV[a + 8])
-    elseif state then
-      if state == 'C' and sub(value, 4, 35) == attempt then return 'R' .. now15 .. value end
-      return 'X' .. now15 .. value
+    if code == 'L' then
+      -- place: whether that very record is in progress or in doubt
+      local head = call('GETRANGE', key, 0, 97)
+      local state = sub(head, 2, 2)
+      if sub(head, 83, 98) ~= ARGV[a + 1] or (state ~= 'P' and state ~= 'D') then return 'N' end
+      return (state == 'P' and sub(head, 53, 67) > now15) and 'P' or 'D'
     end
-    if ARGV[a + 3] ~= '1' then return 'N' end
-    if expired then forget(key, expired) end
-    local seq = us + place
-    local id, tags = fmt('%016.0f', seq) .. sub(key, -32), ARGV[a + 5]
-    local fresh = '1C0' .. attempt .. NEVER .. now15 .. sub(id, 1, 16) .. fmt('%015.0f', math.floor(seq / 1000))
-      .. '00000000000000000000000001' .. NONE .. ARGV[a + 4] .. tags .. ARGV[a + 6] .. ARGV[a + 7]
-    add(id, tags, 'l' .. id)
-    collect()
-    return 'R' .. now15 .. record(key, fresh, 'C', attempt, ARGV[a + 2], NONE, ARGV[a + 8])
-  end
 
-  if code == 'R' then
-    local state, value = read(key)
-    if not state then return 'N' end
-    if state == 'P' or state == 'D' then return 'X' .. now15 .. value end
-    call('DEL', key)
-    forget(key, value)
-    raise = true
-    return 'R'
-  end
-
-  if code == 'V' then
-    -- place in the order of age: only that very record goes
-    local state, value, expired = read(key)
-    value = value or expired
-    if not value or sub(value, 66, 81) ~= ARGV[a + 1] then return 'N' end
-    if state == 'P' or state == 'D' then return 'K' end
-    call('DEL', key)
-    forget(key, value)
-    raise = true
-    return expired and 'N' or 'R'
-  end
-
-  if code == 'L' then
-    -- place: whether that very record is in progress or in doubt
-    local head = call('GETRANGE', key, 0, 80)
-    local state = sub(head, 2, 2)
-    if sub(head, 66, 81) ~= ARGV[a + 1] or (state ~= 'P' and state ~= 'D') then return 'N' end
-    return (state == 'P' and sub(head, 36, 50) > now15) and 'P' or 'D'
-  end
-
-  if code == 'P' then
-    -- presentations to add
-    local head = call('GETRANGE', key, 106, 121)
-    if head ~= '' then
-      call('SETRANGE', key, 106, fmt('%016.0f', math.min(head + ARGV[a + 1], 9007199254740991)))
+    if code == 'P' then
+      -- presentations to add
+      local head = call('GETRANGE', key, 123, 138)
+      if head ~= '' then
+        call('SETRANGE', key, 123, fmt('%016.0f', math.min(head + ARGV[a + 1], 9007199254740991)))
+      end
+      return 'R'
     end
-    return 'R'
-  end
 
-  return '!no operation ' .. code
+    return '!no operation ' .. code
+  end
 end
 
-local size = { B = 9, G = 1, E = 7, H = 3, W = 2, S = 7, M = 9, R = 1, V = 2, P = 2, L = 2 }
-local answers, a = {}, 1
-for i = 3, #KEYS do
-  local code = ARGV[a]
-  local ok, answer = pcall(step, code, KEYS[i], a, i - 3)
-  if not ok then answer = '!' .. (type(answer) == 'table' and answer.err or tostring(answer)) end
-  answers[i - 2] = answer
-  a = a + size[code]
+for i = 5, #KEYS do
+  local key, option = KEYS[i], ARGV[a]
+  local code, answer, size = sub(option, 1, 1), nil, nil
+  if code == 'B' then
+    size = 3
+    if option ~= begins then
+      begins = option
+      stamp = fmt('%015.0f', math.min(now15 + sub(option, 3, 17), MAX)) .. NEVER .. us .. now15 .. '00000000010000000000000001'
+      started = sub(option, 2, 2) == '1' and 'S' .. now15 .. '0000000001'
+    end
+    if started and call('SET', key, ARGV[a + 1] .. stamp .. ARGV[a + 2], 'NX') then
+      fresh[#fresh + 1] = sub(key, -32)
+      answer = started
+    end
+  elseif code == 'E' then
+    size = 4
+    if option ~= ends then
+      ends, expires = option, nil
+      local kind, ttl = sub(option, 2, 2), sub(option, 4)
+      if (kind == 'C' or kind == 'F') and ttl ~= '0' then
+        expires = math.min(now15 + ttl, MAX)
+        expires15 = fmt('%015.0f', expires) .. now15
+        expires = fmt('%.0f', expires)
+        done = 'D' .. now15 .. sub(expires15, 1, 15)
+      end
+    end
+    if expires then
+      -- Live by this very attempt, waited for by nobody, and not in the index.
+      local value = redis.pcall('GET', key)
+      if type(value) == 'string' and sub(value, 1, 36) == ARGV[a + 1] then
+        call('SET', key, ARGV[a + 2] .. expires15 .. sub(value, 83) .. ARGV[a + 3], 'PXAT', expires)
+        answer = done
+      end
+    end
+  end
+  if not answer then
+    slow = slow or make_slow()
+    local ok
+    ok, answer = pcall(slow, key, a)
+    if not ok then answer = '!' .. (type(answer) == 'table' and answer.err or tostring(answer)) end
+    size = size or sizes[code]
+  end
+  answers[i - 4] = answer
+  a = a + size
 end
 if raise then call('INCR', KEYS[2]) end
+if fresh[1] then
+  length = redis.pcall('RPUSH', KEYS[3], unpack(fresh))
+  if type(length) ~= 'number' then
+    -- Records that nothing would lead to must not stay.
+    for i = 1, #fresh do call('DEL', sub(KEYS[3], 1, -2) .. 'r:' .. fresh[i]) end
+    return length
+  end
+  answers[#answers + 1] = length
+end
 return answers

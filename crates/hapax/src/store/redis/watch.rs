@@ -65,7 +65,7 @@ pub(super) struct Watch {
 }
 
 /// Milliseconds of a cheap clock that nobody sets; never 0.
-fn coarse() -> i64 {
+pub(super) fn coarse() -> i64 {
     #[cfg(target_os = "linux")]
     let id = rustix::time::ClockId::MonotonicCoarse;
     #[cfg(not(target_os = "linux"))]

@@ -153,13 +153,17 @@ impl Writer {
         if std::mem::replace(&mut self.version, version) != version {
             self.foreign = true;
         }
-        let before = tx.total_changes();
         let now = Now::new(&*self.shared.clock, self.shared.me);
         let mut batch = Batch::new(&tx, &mut self.memory, now);
         let mut answers = Vec::with_capacity(ops.len());
         let mut done = Ok(None);
+        // Counts alone wait for no sync: no answer tells of them, and closing the store syncs them.
+        let mut wrote = false;
         for op in ops {
-            match op.apply(&mut batch, location) {
+            let before = tx.total_changes();
+            let applied = op.apply(&mut batch, location);
+            wrote |= tx.total_changes() != before && !matches!(op, Op::Count { .. });
+            match applied {
                 Ok(answer) => answers.push(Ok(answer)),
                 Err(Failed::Store(error)) => answers.push(Err(error)),
                 Err(error) => {
@@ -181,7 +185,6 @@ impl Writer {
                 return Err(error.into_store(&self.shared.location));
             }
         };
-        let wrote = tx.total_changes() != before;
         if let Err(error) = tx.commit() {
             self.memory.forget_namespaces();
             return Err(commit_error(&self.shared.location, &error));

@@ -1,0 +1,143 @@
+//! Requests to the server: sent, sent again after a lost answer, and read.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hapax::store::StoreError;
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::access::NAMESPACE;
+use crate::layer::full;
+use crate::proxy::{HttpClient, chain};
+
+/// The largest answer that is read: a page of records at most.
+const MAX_ANSWER: usize = 256 << 20;
+/// How long one request may take, its wait apart.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How often a request is sent whose answer is lost, or that the server was too busy for.
+pub(super) const TRIES: u32 = 3;
+/// A server, and how to ask it.
+pub(super) struct Wire {
+    pub(super) location: String,
+    pub(super) client: HttpClient,
+    pub(super) authorization: Option<HeaderValue>,
+}
+
+/// What it answered.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+    /// How often it was asked for.
+    pub(super) tries: u32,
+}
+
+impl Wire {
+    pub(super) async fn ask(
+        &self,
+        namespace: &HeaderValue,
+        method: &Method,
+        path: &str,
+        body: Option<&str>,
+        wait: Duration,
+    ) -> Result<Answer, StoreError> {
+        let mut tries = 1;
+        loop {
+            let asked = tokio::time::timeout(LIMIT + wait, self.once(namespace, method, path, body)).await;
+            let error = match asked {
+                Ok(Ok((status, body))) if status != StatusCode::SERVICE_UNAVAILABLE || tries >= TRIES => {
+                    return Ok(Answer { status, body, tries });
+                }
+                Ok(Ok(_)) => None,
+                Ok(Err(error)) => Some(error),
+                Err(_) => Some(StoreError::AnswerLost {
+                    store: self.location.clone(),
+                    message: format!("the server took longer than {:?}", LIMIT + wait),
+                }),
+            };
+            if let (Some(error), true) = (error, tries >= TRIES) {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_millis(100) * tries).await;
+            tries += 1;
+        }
+    }
+
+    async fn once(
+        &self,
+        namespace: &HeaderValue,
+        method: &Method,
+        path: &str,
+        body: Option<&str>,
+    ) -> Result<(StatusCode, Bytes), StoreError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.location))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(NAMESPACE, namespace);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        let body = body.unwrap_or_default().to_string();
+        let request = request
+            .body(full(body.into()))
+            .map_err(|e| StoreError::BadRequest { message: format!("the request cannot be made: {e}") })?;
+        let lost = |message: String| StoreError::AnswerLost { store: self.location.clone(), message };
+        let response = self.client.request(request).await.map_err(|e| match e.is_connect() {
+            true => StoreError::Unavailable {
+                store: self.location.clone(),
+                message: format!("{}; start it with `hapax serve`, or correct the address", chain(&e)),
+            },
+            false => lost(e.to_string()),
+        })?;
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| lost(e.to_string()))?;
+        Ok((parts.status, body.to_bytes()))
+    }
+
+    pub(super) fn read<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, StoreError> {
+        serde_json::from_slice(&answer.body).map_err(|e| StoreError::Damaged {
+            store: self.location.clone(),
+            message: format!("its answer is not hapax's ({e}): is there another server at this address?"),
+        })
+    }
+
+    /// A problem document as the store's error.
+    pub(super) fn refused(&self, answer: &Answer) -> StoreError {
+        let document: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let text = |name: &str| document.get(name).and_then(Value::as_str).unwrap_or_default().to_string();
+        let (store, message) = (self.location.clone(), text("detail"));
+        match answer.status {
+            StatusCode::SERVICE_UNAVAILABLE => StoreError::Unavailable { store, message },
+            StatusCode::INSUFFICIENT_STORAGE => StoreError::Full { store, message },
+            status if document.is_null() || status.is_server_error() => {
+                StoreError::Unavailable { store, message: format!("it answered {status} {message}") }
+            }
+            _ => StoreError::BadRequest { message: format!("{store} refused the request: {message}") },
+        }
+    }
+}
+
+pub(super) fn is_problem(answer: &Answer, name: &str) -> bool {
+    let document: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    document.get("type").and_then(Value::as_str).is_some_and(|t| t.strip_prefix("urn:hapax:problem:") == Some(name))
+}
+
+/// A task that ends with whoever waits for it.
+pub(super) struct Aborting<T>(pub(super) tokio::task::JoinHandle<T>);
+
+impl<T> Drop for Aborting<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<T> Future for Aborting<T> {
+    type Output = Result<T, tokio::task::JoinError>;
+    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        std::pin::Pin::new(&mut self.0).poll(cx)
+    }
+}
