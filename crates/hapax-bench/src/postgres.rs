@@ -166,7 +166,8 @@ impl Work {
                                 bare.look(&replayed(n)).await?;
                             } else {
                                 // The action's own work, as hapax's callers do it.
-                                bare.execute(&key(n), &result).await?;
+                                let value = result.to_string();
+                                bare.execute(&key(n), &value).await?;
                             }
                         }
                         Ok(())

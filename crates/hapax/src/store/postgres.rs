@@ -11,7 +11,7 @@
 //! its limit, with an error that says whether it may have been made; a password
 //! is in no location, error, log or `Debug`.
 //!
-//! Written for PostgreSQL 13 and later, tested on 15, directly and behind PgBouncer in
+//! Written for PostgreSQL 13 and later, tested on 13 to 18, directly and behind PgBouncer in
 //! transaction mode. CockroachDB and YugabyteDB were not tried: the statements keep to
 //! what they too document, and what they may lack (`LISTEN`, advisory locks,
 //! `pg_locks`) is done without where the server refuses it.
