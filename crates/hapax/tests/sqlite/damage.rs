@@ -179,6 +179,8 @@ async fn a_record_whose_values_make_no_sense_is_damage_and_spares_the_others() {
         ("state", "UPDATE records SET state = 9 WHERE key = 'state'"),
         ("attempt", "UPDATE records SET attempt = x'00' WHERE key = 'attempt'"),
         ("fingerprint", "UPDATE records SET fingerprint = x'' WHERE key = 'fingerprint'"),
+        ("params", "UPDATE records SET params = '{' WHERE key = 'params'"),
+        ("body", "UPDATE results SET body = 'x' WHERE id = (SELECT result FROM records WHERE key = 'body')"),
         ("result", "DELETE FROM results WHERE id = (SELECT result FROM records WHERE key = 'result')"),
     ] {
         completed(&store, text).await;

@@ -130,6 +130,7 @@ pub(super) fn read(row: &SqlRow, namespace: &str) -> Result<Option<Row>, Failed>
     if expires_at.is_some_and(|at| at <= now) || (lapsed && in_tx) {
         return Ok(None);
     }
+    let json = |text: &str, what| Json::parse(text).map_err(|_| damaged(&key, what));
     let body: Option<String> = get::<Option<String>>(row, 20)?;
     let (state, result, error) = match written {
         IN_PROGRESS if lapsed => (State::InDoubt, None, Some("its lease lapsed without a heartbeat".to_string())),
@@ -137,7 +138,7 @@ pub(super) fn read(row: &SqlRow, namespace: &str) -> Result<Option<Row>, Failed>
         IN_DOUBT => (State::InDoubt, None, body.map(text_out)),
         COMPLETED => {
             let body = body.ok_or_else(|| damaged(&key, "its result is missing"))?;
-            (State::Completed, Some(Json::trusted(&body)), None)
+            (State::Completed, Some(json(&body, "its result is not JSON")?), None)
         }
         FAILED => (State::Failed, None, Some(body.map(text_out).unwrap_or_default())),
         _ => return Err(damaged(&key, "its state is unknown")),
@@ -154,7 +155,7 @@ pub(super) fn read(row: &SqlRow, namespace: &str) -> Result<Option<Row>, Failed>
         signal_id: get::<Option<String>>(row, 12)?.map(text_out),
         action_type: text_out(get(row, 13)?),
         target: text_out(get(row, 14)?),
-        params: get::<Option<&str>>(row, 19)?.map(Json::trusted),
+        params: get::<Option<&str>>(row, 19)?.map(|p| json(p, "its params are not JSON")).transpose()?,
         fingerprint: Fingerprint::from_bytes(fingerprint),
         state,
         result,

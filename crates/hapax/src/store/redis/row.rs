@@ -273,7 +273,7 @@ fn decode(namespace: &str, answer: &[u8]) -> Option<Row> {
         params: kept.p.map(|p| Json::trusted(p.get())),
         fingerprint: kept.f,
         state,
-        result: (state == State::Completed).then(|| Json::trusted(body)),
+        result: if state == State::Completed { Some(Json::parse(body).ok()?) } else { None },
         error,
         attempt_id: text(2, 34)?.parse().ok()?,
         attempts: number(113, 123)?,
@@ -328,5 +328,14 @@ mod tests {
         for bytes in [&b""[..], b"x", b"000000000000001hello", &[0xff; 400], &[b'1'; 400], &[b'9'; 300]] {
             assert!(read("n", bytes).is_err());
         }
+        let answer = |body: &str| {
+            let fixed = format!(r#"{{"k":"k","a":"a","t":"t","f":"{}"}}"#, "ab".repeat(32));
+            let owner = r#"{"host":"h","pid":1,"label":null}"#;
+            let lengths = lengths(fixed.as_bytes(), owner.as_bytes());
+            let head = format!("1C1{}{:0103}{lengths}", "01".repeat(16), 0);
+            format!("{:015}{head:0<HEAD$}{fixed}{owner}{body}", 1)
+        };
+        assert!(read("n", answer("{}").as_bytes()).is_ok());
+        assert!(read("n", answer("{").as_bytes()).is_err(), "a result that is not JSON");
     }
 }

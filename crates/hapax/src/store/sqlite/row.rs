@@ -194,20 +194,23 @@ pub(super) fn read(row: &SqlRow<'_>, namespace: &str, now: &mut Now, expired: Ex
     };
     let mut result = None;
     match state {
-        State::Completed => result = Some(Json::trusted(body.ok_or_else(|| damaged(&key, "its result is missing"))?)),
+        State::Completed => {
+            let body = body.ok_or_else(|| damaged(&key, "its result is missing"))?;
+            result = Some(Json::parse(body).map_err(|_| damaged(&key, "its result is not JSON"))?);
+        }
         State::Failed => error = body.map(str::to_string),
         State::InProgress | State::InDoubt => {}
     }
     let blob = |index: usize| -> Result<&[u8], Failed> { Ok(row.get_ref(index)?.as_blob().unwrap_or_default()) };
     let attempt: [u8; 16] = blob(4)?.try_into().map_err(|_| damaged(&key, "its attempt id is damaged"))?;
     let fingerprint: [u8; 32] = blob(15)?.try_into().map_err(|_| damaged(&key, "its fingerprint is damaged"))?;
-    let tags: Option<String> = row.get(21)?;
+    let (tags, params): (Option<String>, Option<String>) = (row.get(21)?, row.get(22)?);
     let record = Record {
         namespace: namespace.to_string(),
         signal_id: row.get(17)?,
         action_type: text(18)?,
         target: text(19)?,
-        params: row.get::<_, Option<String>>(22)?.map(|p| Json::trusted(&p)),
+        params: params.map(|p| Json::parse(&p)).transpose().map_err(|_| damaged(&key, "its params are not JSON"))?,
         fingerprint: Fingerprint::from_bytes(fingerprint),
         state,
         result,
