@@ -191,11 +191,12 @@ fn a_proxy_is_watched_on_a_listener_of_its_own() {
     // What is the upstream's stays the upstream's.
     assert_eq!(status(&proxy.address, "", "GET /v1/stats"), 200);
     let claim = "POST /v1/claims HTTP/1.1\r\nidempotency-key: k\r\nx-rest:";
-    assert!(proxy.ask("", claim, r#"{"key":"k"}"#).unwrap().starts_with("HTTP/1.1 20"));
+    let answer = proxy.ask("", claim, r#"{"key":"k"}"#).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
     wait_until("the execution is counted", || {
         let text = ask(&admin, "ops", "GET /metrics", "").unwrap();
         text.contains("hapax_executions_total{namespace=\"proxy\"} 1")
-            && text.contains("hapax_http_requests_total{method=\"POST\",route=\"\",status=\"200\"} 1")
+            && text.contains("hapax_http_requests_total{method=\"POST\",route=\"\",status=\"201\"} 1")
             && text.contains("hapax_store_duration_seconds_count{operation=\"begin\"} 1")
     });
     proxy.signal(Signal::TERM);
