@@ -181,7 +181,7 @@ struct Needed {
     package: &'static str,
 }
 
-const NEEDED: [Needed; 3] = [
+const NEEDED: &[Needed] = &[
     Needed { program: "redis-server", package: "redis-server" },
     // The power cuts of hapax-storm.
     Needed { program: "strace", package: "strace" },
