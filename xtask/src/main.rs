@@ -24,7 +24,7 @@ The project's own commands:
   cargo xtask test            format, clippy with warnings denied, all tests, docs
   cargo xtask bench [ARGS]    the benchmarks, in release (ARGS go to hapax-bench)
   cargo xtask storm [ARGS]    kill workers at random and check every promise, in release
-                              (ARGS go to hapax-storm: --minutes N, --seed S, …)
+                              (ARGS go to hapax-storm: --minutes N, --seed S, …; power --cuts N)
   cargo xtask model [ARGS]    look at every state of the protocol's model, in release
                               (ARGS go to hapax-model: --attempts N)
   cargo xtask fuzz [TARGET…]  hand the targets of fuzz/ what libFuzzer makes up: --minutes N each (10), or
@@ -181,8 +181,10 @@ struct Needed {
     package: &'static str,
 }
 
-const NEEDED: [Needed; 3] = [
+const NEEDED: &[Needed] = &[
     Needed { program: "redis-server", package: "redis-server" },
+    // The power cuts of hapax-storm.
+    Needed { program: "strace", package: "strace" },
     // Makes the certificates of a test's TLS.
     Needed { program: "openssl", package: "openssl" },
     // The dashboard is tested in it.

@@ -64,7 +64,8 @@ pub fn run(power: &Power) -> Result<ExitCode> {
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut moments: Vec<usize> = (0..power.cuts).map(|_| rng.random_range(0..=steps.len())).collect();
+    let mut moments: Vec<usize> = (1..power.cuts).map(|_| rng.random_range(0..=steps.len())).collect();
+    moments.push(steps.len());
     moments.sort_unstable();
     let mut disk = disk::Disk::new(power.ignore_syncs);
     let (mut done, mut sum, mut lost) = (0, Tally::default(), 0_u32);
@@ -89,6 +90,14 @@ pub fn run(power: &Power) -> Result<ExitCode> {
         }
         std::fs::remove_dir_all(&image)?;
     }
+    // And what is there while the power stays.
+    let (violations, whole) = runtime.block_on(look(&orders, &orders.dir))?;
+    if !violations.is_empty() {
+        println!("without a cut:");
+        crate::complain(&violations, seed);
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("the load: {} executions, {} acknowledged values, {} failed calls", whole.runs, whole.acks, whole.mishaps);
     println!(
         "checked {} power cuts in {:.0} s: {} executions, {} acknowledged values, {} replayed after the cut, {} keys in doubt \
          ({} had the effect, {} had not)",
@@ -128,13 +137,17 @@ fn orders(dir: PathBuf, seed: u64, power: &Power) -> Orders {
 }
 
 fn record(orders: &Orders, trace: &Path, faults: &[String]) -> Result<Vec<trace::Step>> {
-    let status = trace::command(&std::env::current_exe()?, trace, faults)
+    let output = trace::command(&std::env::current_exe()?, trace, faults)
         .args(["load", "--orders", &serde_json::to_string(orders)?])
         .stdin(Stdio::null())
-        .status()
+        .output()
         .context("cannot run strace, which records the load: install it (apt install strace)")?;
     // With faults, the store may not open: what is there then is checked all the same.
-    ensure!(status.success() || !faults.is_empty(), "the load failed: {status}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() || !faults.is_empty(), "the load failed, {}: {said}", output.status);
+    if !output.status.success() {
+        println!("the load gave up: {}", said.lines().next().unwrap_or_default());
+    }
     trace::read(trace, &orders.dir)
 }
 

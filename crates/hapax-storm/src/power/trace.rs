@@ -7,8 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The calls that change a directory, its files, or what of them is safe.
-const CALLS: &str =
-    "trace=openat,write,pwrite64,pwritev,ftruncate,fallocate,fsync,fdatasync,unlink,unlinkat,rename,renameat,renameat2";
+const CALLS: &str = "trace=openat,write,pread64,pwrite64,pwritev,ftruncate,fallocate,fsync,fdatasync,unlink,unlinkat,rename,renameat,renameat2";
 
 /// One thing that happened; the names are those of files in the directory.
 #[derive(Debug)]
@@ -56,7 +55,7 @@ pub fn command(program: &Path, trace: &Path, faults: &[String]) -> Command {
     command
 }
 
-/// The steps in the order in which they began.
+/// The steps in the order in which they take effect: a change when it begins, a sync when it has ended.
 pub fn read(trace: &Path, dir: &Path) -> Result<Vec<Step>> {
     let text = std::fs::read_to_string(trace).with_context(|| format!("cannot read {}", trace.display()))?;
     let prefix = format!("{}/", dir.display());
@@ -87,7 +86,10 @@ pub fn read(trace: &Path, dir: &Path) -> Result<Vec<Step>> {
             steps.push(Step { began, ended: usize::MAX, act });
         }
     }
-    steps.sort_by_key(|s| s.began);
+    steps.sort_by_key(|s| match s.act {
+        Act::Sync { .. } | Act::SyncDirectory => s.ended,
+        _ => s.began,
+    });
     Ok(steps)
 }
 
@@ -137,6 +139,7 @@ fn act(line: &str, dir: &Path, prefix: &str) -> Result<Option<Act>> {
             Act::Write { name, at: number(3)?, bytes }
         }
         "ftruncate" => Act::Truncate { name, len: number(1)? },
+        "pread64" => return Ok(None),
         _ => bail!("{call} on {name} is not simulated"),
     }))
 }
@@ -175,4 +178,44 @@ fn unhex(text: &str) -> Vec<u8> {
         }
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(call: &str, path: &str, rest: &str) -> String {
+        format!("{call}(3<{}>{rest}", hex(path))
+    }
+
+    #[test]
+    fn a_sync_counts_when_it_has_ended() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let trace = dir.path().join("trace");
+        let lines = [
+            format!("7 openat(AT_FDCWD</>, \"{}\", O_RDWR|O_CREAT, 0644) = 3<{}>", hex("/d/a"), hex("/d/a")),
+            format!("7 {}", line("pwrite64", "/d/a", ", \"\\x41\\x42\", 2, 512) = 2")),
+            format!("7 {}", line("fdatasync", "/d/a", " <unfinished ...>")),
+            format!("8 {}", line("write", "/d/events", ", \"\\x0a\", 1) = 1")),
+            "7 <... fdatasync resumed>) = 0".to_owned(),
+            format!("7 {}", line("fsync", "/d", ") = 0")),
+            format!("7 {}", line("fdatasync", "/d/a", ") = -1 EIO (Input/output error) (INJECTED)")),
+            format!("7 {}", line("pwrite64", "/d/a-shm", ", \"\\x41\", 1, 0) = 1")),
+            format!("7 {}", line("pwrite64", "/d/a", ", \"\\x41\", 1, 0) = -1 ENOSPC (No space left on device)")),
+        ];
+        std::fs::write(&trace, lines.join("\n"))?;
+        let acts: Vec<String> = read(&trace, Path::new("/d"))?.iter().map(|s| format!("{:?}", s.act)).collect();
+        assert_eq!(
+            acts,
+            [
+                "Create(\"a\")",
+                "Write { name: \"a\", at: 512, bytes: [65, 66] }",
+                "Append { name: \"events\", bytes: [10] }",
+                "Sync { name: \"a\", failed: false }",
+                "SyncDirectory",
+                "Sync { name: \"a\", failed: true }",
+            ]
+        );
+        Ok(())
+    }
 }

@@ -331,8 +331,7 @@ mod tests {
         let answer = |body: &str| {
             let fixed = format!(r#"{{"k":"k","a":"a","t":"t","f":"{}"}}"#, "ab".repeat(32));
             let owner = r#"{"host":"h","pid":1,"label":null}"#;
-            let lengths = lengths(fixed.as_bytes(), owner.as_bytes());
-            let head = format!("1C1{}{:0103}{lengths}", "01".repeat(16), 0);
+            let head = format!("2C{}{:0105}{:08}{:06}", "01".repeat(16), 0, fixed.len(), owner.len());
             format!("{:015}{head:0<HEAD$}{fixed}{owner}{body}", 1)
         };
         assert!(read("n", answer("{}").as_bytes()).is_ok());
