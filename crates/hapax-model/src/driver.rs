@@ -17,6 +17,10 @@ use crate::spec::{Answer, Attempt, Ending, HAND, Op, Value, View, Written};
 
 /// The lease of the attempts.
 pub const LEASE: Duration = Duration::from_secs(60);
+/// The lease of a heartbeat that is to let the lease lapse.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// How often it is looked whether it has.
+const LOOKS: u32 = 1000;
 /// The time to live of the results.
 pub const TTL: Duration = Duration::from_secs(3600);
 
@@ -26,11 +30,27 @@ struct Ids {
     number: HashMap<AttemptId, Attempt>,
 }
 
+/// Where a store takes its time from.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    /// From a clock that is moved by hand.
+    Manual(ManualClock),
+    /// From its server's, which nobody moves: a lease lapses because its heartbeat asks for the shortest, and a time
+    /// to live ends in nobody's test.
+    Server,
+}
+
+impl From<ManualClock> for Clock {
+    fn from(clock: ManualClock) -> Self {
+        Self::Manual(clock)
+    }
+}
+
 /// One key of a store.
 #[derive(Clone, Debug)]
 pub struct Driver {
     store: Arc<dyn Store>,
-    clock: ManualClock,
+    clock: Clock,
     namespace: Arc<str>,
     key: Key,
     owner: Arc<Owner>,
@@ -53,9 +73,9 @@ fn json(value: Value) -> Json {
 impl Driver {
     /// A key of a store that takes its time from this clock.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, clock: ManualClock, key: Key) -> Self {
+    pub fn new(store: Arc<dyn Store>, clock: impl Into<Clock>, key: Key) -> Self {
         let owner = Owner { host: "model".into(), pid: std::process::id(), label: None };
-        Self { store, clock, namespace: "model".into(), key, owner: Arc::new(owner), ids: Arc::default() }
+        Self { store, clock: clock.into(), namespace: "model".into(), key, owner: Arc::new(owner), ids: Arc::default() }
     }
 
     /// The same key, and the same attempts, by another handle of the store.
@@ -160,8 +180,7 @@ impl Driver {
             Op::Clear => Answer::Gone(u8::try_from(self.store.clear(namespace).await?).unwrap_or(u8::MAX)),
             Op::Sweep => Answer::Gone(u8::try_from(self.store.sweep(1000).await?).unwrap_or(u8::MAX)),
             Op::Lapse => {
-                self.clock.advance(LEASE);
-                self.jump(LEASE, -1);
+                self.lapse().await?;
                 Answer::Nothing
             }
             // Nobody can be asked for it.
@@ -177,8 +196,34 @@ impl Driver {
         })
     }
 
+    /// Lets the lease of whoever holds the key lapse.
+    async fn lapse(&self) -> Result<(), StoreError> {
+        match &self.clock {
+            Clock::Manual(clock) => {
+                clock.advance(LEASE);
+                self.jump(LEASE, -1);
+            }
+            Clock::Server => {
+                let mut holder = None;
+                for _ in 0..LOOKS {
+                    let seen = self.store.get(self.namespace.clone(), self.key.clone()).await?;
+                    let live = seen.filter(|r| r.state == State::InProgress).map(|r| r.attempt_id);
+                    let Some(attempt) = live.filter(|live| *holder.get_or_insert(*live) == *live) else { break };
+                    // Again each time: a heartbeat that nobody waits for any more may have come in between.
+                    let beats = vec![(self.key.clone(), attempt, SHORTEST)];
+                    self.store.heartbeat(self.namespace.clone(), beats).await?;
+                    tokio::time::sleep(2 * SHORTEST).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A server's clock stays as it is: who jumps all the same finds that the store parts from the model.
     fn jump(&self, by: Duration, sign: i64) {
-        self.clock.jump_wall(sign * i64::try_from(by.as_millis()).unwrap_or(0));
+        if let Clock::Manual(clock) = &self.clock {
+            clock.jump_wall(sign * i64::try_from(by.as_millis()).unwrap_or(0));
+        }
     }
 
     fn begin(&self, attempt: Attempt, take_over: Option<Attempt>) -> Begin {

@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use hapax::store::{Store, StoreError};
-use hapax::{AttemptId, Key, ManualClock};
+use hapax::{AttemptId, Key};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use crate::driver::Driver;
+use crate::driver::{Clock, Driver};
 use crate::linear::Event;
 use crate::spec::{Answer, Attempt, Ending, Op, Written};
 
@@ -107,7 +107,7 @@ pub fn id_of(key: &Key, attempt: Attempt) -> AttemptId {
 
 /// A driver whose numbers stand for the same ids everywhere.
 #[must_use]
-pub fn driver(store: Arc<dyn Store>, clock: ManualClock, key: Key) -> Driver {
+pub fn driver(store: Arc<dyn Store>, clock: impl Into<Clock>, key: Key) -> Driver {
     let driver = Driver::new(store, clock, key.clone());
     for attempt in 1..=u8::MAX {
         driver.name(attempt, id_of(&key, attempt));
@@ -173,7 +173,7 @@ impl History {
 /// The clocks move at rest only: a store reads them a moment before it acts, so
 /// a move in between would be seen by one call and not by another before it.
 #[must_use]
-pub fn record(handles: &[Arc<dyn Store>], clock: &ManualClock, key: &Key, seed: u64) -> Vec<Event> {
+pub fn record(handles: &[Arc<dyn Store>], clock: &Clock, key: &Key, seed: u64) -> Vec<Event> {
     const ROUNDS: u64 = 3;
     const CALLS: usize = 7;
     let history = History::default();
@@ -211,7 +211,10 @@ pub fn record(handles: &[Arc<dyn Store>], clock: &ManualClock, key: &Key, seed: 
         let Some((driver, _)) = clients.first() else { break };
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { break };
         // Forward alone: what is past its time may be gone when the clock comes back.
-        let moves = [Op::Lapse, Op::Forward];
+        let moves: &[Op] = match clock {
+            Clock::Manual(_) => &[Op::Lapse, Op::Forward],
+            Clock::Server => &[Op::Lapse],
+        };
         if let Some(op) = moves.choose(&mut rng) {
             runtime.block_on(history.ask(driver, *op));
         }

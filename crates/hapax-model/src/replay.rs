@@ -85,12 +85,18 @@ pub enum Wall {
     Forward,
     /// It jumps both ways.
     BothWays,
+    /// It does not jump: for a store that takes its time from a server.
+    Still,
 }
 
 fn options(protocol: &Protocol, state: &State, wall: Wall) -> Vec<Step> {
     let mut options = Vec::new();
     protocol.actions(state, &mut options);
-    options.retain(|step| wall == Wall::BothWays || *step != Step::Back);
+    options.retain(|step| match step {
+        Step::Back => wall == Wall::BothWays,
+        Step::Forward => wall != Wall::Still,
+        _ => true,
+    });
     options
 }
 

@@ -9,15 +9,18 @@ use hapax::store::Store;
 use hapax::store::memory::MemoryStore;
 use hapax::store::sqlite::{Durability, SqliteOptions, SqliteStore};
 use hapax::{Key, ManualClock};
+use hapax_model::driver::Clock;
 use hapax_model::history::record;
 use hapax_model::linear::{Refused, linearize};
+use hapax_servers::postgres::{Disk, PostgresServer, Tls};
+use hapax_servers::redis::{RedisConfig, RedisServer};
 
 /// Records and judges this many histories of fresh keys; returns how many calls there were.
-fn judge(handles: &[Arc<dyn Store>], clock: &ManualClock, histories: u64) -> usize {
-    let mut calls = 0;
+fn judge(handles: &[Arc<dyn Store>], clock: impl Into<Clock>, histories: u64) -> usize {
+    let (mut calls, clock) = (0, clock.into());
     for seed in 0..histories {
         let key = Key::given(&format!("key-{seed}")).unwrap();
-        let events = record(handles, clock, &key, seed);
+        let events = record(handles, &clock, &key, seed);
         calls += events.len();
         if let Err(Refused::NoOrder(story)) = linearize(&events) {
             assert!(story.is_empty(), "seed {seed}: no order explains\n{story}");
@@ -30,7 +33,7 @@ fn judge(handles: &[Arc<dyn Store>], clock: &ManualClock, histories: u64) -> usi
 fn histories_of_the_memory_store_are_linearizable() {
     let clock = ManualClock::new();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::with_clock(Arc::new(clock.clone())));
-    let calls = judge(&[store.clone(), store.clone(), store.clone(), store], &clock, 2_000);
+    let calls = judge(&[store.clone(), store.clone(), store.clone(), store], clock, 2_000);
     println!("memory: 2000 histories, {calls} calls");
 }
 
@@ -46,14 +49,14 @@ fn sqlite(dir: &tempfile::TempDir, clock: &ManualClock, handles: usize, pages: O
 #[test]
 fn histories_of_three_sqlite_handles_on_one_file_are_linearizable() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let calls = judge(&sqlite(&dir, &clock, 3, None), &clock, 120);
+    let calls = judge(&sqlite(&dir, &clock, 3, None), clock, 120);
     println!("sqlite: 120 histories of 3 handles, {calls} calls");
 }
 
 #[test]
 fn histories_of_a_sqlite_file_that_is_full_are_linearizable() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let calls = judge(&sqlite(&dir, &clock, 3, Some(20)), &clock, 120);
+    let calls = judge(&sqlite(&dir, &clock, 3, Some(20)), clock, 120);
     println!("sqlite, full: 120 histories, {calls} calls that the store did not refuse");
     assert!(calls < 7_900, "the file was never full");
 }
@@ -71,4 +74,24 @@ fn histories_of_sqlite_processes_that_are_killed_are_linearizable() {
             assert!(story.is_empty(), "key {key}: no order explains\n{story}");
         }
     }
+}
+
+/// Judges histories of four handles of a server's store; one call in twenty is dropped.
+fn judge_server(url: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let handles = [(); 4].map(|()| runtime.block_on(hapax::store::open(url)).unwrap());
+    let calls = judge(&handles, Clock::Server, 120);
+    println!("{}: 120 histories of 4 handles, {calls} calls", handles[0].location());
+}
+
+#[test]
+fn histories_of_four_redis_handles_are_linearizable() {
+    let redis = RedisServer::start(RedisConfig::new()).unwrap();
+    judge_server(&redis.url());
+}
+
+#[test]
+fn histories_of_four_postgres_handles_are_linearizable() {
+    let postgres = PostgresServer::start(Disk::Fast, Tls::Off).unwrap();
+    judge_server(&postgres.url("postgres"));
 }

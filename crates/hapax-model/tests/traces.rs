@@ -7,10 +7,12 @@ use std::sync::Arc;
 use hapax::store::memory::MemoryStore;
 use hapax::store::sqlite::{Durability, SqliteOptions, SqliteStore};
 use hapax::{Key, ManualClock};
-use hapax_model::driver::Driver;
+use hapax_model::driver::{Clock, Driver};
 use hapax_model::protocol::OnDoubt::{Refuse, RunAgain, Verify};
 use hapax_model::protocol::Protocol;
 use hapax_model::replay::{Wall, all_paths, exhaust, follow, walk};
+use hapax_servers::postgres::{Disk, PostgresServer, Tls};
+use hapax_servers::redis::{RedisConfig, RedisServer};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -79,4 +81,25 @@ async fn the_sqlite_store_answers_every_short_sequence_as_the_specification_does
     let dir = tempfile::tempdir().unwrap();
     let followed = exhaust(&sqlite(&dir), 2).await.unwrap().unwrap();
     println!("{followed} sequences");
+}
+
+/// A store that takes its time from its server's clock.
+async fn on_server(url: &str) -> Driver {
+    Driver::new(hapax::store::open(url).await.unwrap(), Clock::Server, Key::given("k").unwrap())
+}
+
+#[tokio::test]
+async fn the_redis_store_follows_the_model() {
+    let redis = RedisServer::start(RedisConfig::new()).unwrap();
+    let driver = on_server(&redis.url()).await;
+    walks(&driver, Wall::Still, 100, 2_000_000).await;
+    paths(&driver, Wall::Still, 5).await;
+}
+
+#[tokio::test]
+async fn the_postgres_store_follows_the_model() {
+    let postgres = PostgresServer::start(Disk::Fast, Tls::Off).unwrap();
+    let driver = on_server(&postgres.url("postgres")).await;
+    walks(&driver, Wall::Still, 60, 3_000_000).await;
+    paths(&driver, Wall::Still, 5).await;
 }
