@@ -14,18 +14,18 @@ const MAX_LEN: u32 = 4096;
 enum Job {
     /// For so many minutes each.
     Run(u32),
-    /// Shrinks the corpora to the inputs that cover something of their own.
-    Minimize,
+    /// Adds to the corpora what the runs found that covers something of its own.
+    Merge,
 }
 
-/// `[TARGET…] [--minutes N] [--minimize]`; by default all, ten minutes each.
+/// `[TARGET…] [--minutes N] [--merge]`; by default all, ten minutes each.
 pub(crate) fn fuzz(args: &[OsString]) -> ExitCode {
     let known = known();
     let (mut targets, mut job) = (Vec::new(), Job::Run(10));
     let mut args = args.iter().map(|a| a.to_string_lossy().into_owned());
     while let Some(arg) = args.next() {
         match arg.as_str() {
-            "--minimize" => job = Job::Minimize,
+            "--merge" => job = Job::Merge,
             "--minutes" => match args.next().and_then(|n| n.parse().ok()).filter(|n| (1..=24 * 60).contains(n)) {
                 Some(minutes) => job = Job::Run(minutes),
                 None => return usage("--minutes takes a number from 1 to 1440"),
@@ -46,12 +46,24 @@ pub(crate) fn fuzz(args: &[OsString]) -> ExitCode {
         }
     }
     for target in targets {
-        let mut command = cargo();
-        command.args(["fuzz", if matches!(job, Job::Run(_)) { "run" } else { "cmin" }, "--sanitizer", "none", &target]);
-        command.args(["--", &format!("-max_len={MAX_LEN}"), "-timeout=30"]);
-        if let Job::Run(minutes) = job {
-            command.arg(format!("-max_total_time={}", 60 * minutes));
+        // What is made up goes to a place of its own: the corpus is small, and every file of it is a test.
+        let (corpus, found) = (format!("fuzz/corpus/{target}"), format!("fuzz/target/found/{target}"));
+        if let Err(error) = fs::create_dir_all(&found) {
+            eprintln!("xtask: cannot create {found}: {error}");
+            return ExitCode::FAILURE;
         }
+        let mut command = cargo();
+        command.args(["fuzz", "run", "--sanitizer", "none", "--codegen-units", "16", &target]);
+        match job {
+            Job::Run(_) => command.args([&found, &corpus]),
+            Job::Merge => command.args([&corpus, &found]),
+        };
+        command.args(["--", &format!("-max_len={MAX_LEN}"), "-timeout=30"]);
+        match job {
+            Job::Run(minutes) => command.args([&format!("-max_total_time={}", 60 * minutes), "-print_final_stats=1"]),
+            // By edges, not by how often each was taken: few files for the tests.
+            Job::Merge => command.args(["-merge=1", "-use_counters=0"]),
+        };
         announce(&format!("fuzz {target}"));
         match command.status() {
             Ok(status) if status.success() => {}

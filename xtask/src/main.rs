@@ -28,7 +28,7 @@ The project's own commands:
   cargo xtask model [ARGS]    look at every state of the protocol's model, in release
                               (ARGS go to hapax-model: --attempts N)
   cargo xtask fuzz [TARGET…]  hand the targets of fuzz/ what libFuzzer makes up: --minutes N each (10), or
-                              --minimize their corpora (installs cargo-fuzz)
+                              --merge what that found into their corpora (installs cargo-fuzz)
   cargo xtask fuzz-http       ask a server for all that its OpenAPI document says, and more, at length;
                               the tests do it in short, unless HAPAX_SKIP_SCHEMATHESIS is set
 

@@ -179,6 +179,10 @@ pub struct Proxy {
     /// Where to listen [default: 127.0.0.1:4280]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Where to answer /metrics, /healthz and /readyz; beyond the loopback only with tokens in the
+    /// configuration [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub admin: Option<SocketAddr>,
     /// Refuse POST and PATCH without a key
     #[arg(long)]
     pub require_key: bool,

@@ -27,7 +27,7 @@ use crate::terminal;
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What is logged unless HAPAX_LOG says otherwise. What becomes of a claim is in the command's own failure.
-const WARNINGS: &str = "warn,hapax::claim=off,hapax::execute=off,hapax::background=off";
+const WARNINGS: &str = "warn,hapax::claim=off,hapax::execute=off";
 
 /// Runs the subcommand; gives the exit code.
 pub fn dispatch(cli: Cli) -> Result<u8, Failure> {

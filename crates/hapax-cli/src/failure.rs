@@ -118,7 +118,7 @@ impl Failure {
 }
 
 /// What to do about a key in doubt.
-fn remedy(key: &Key, attempt: Option<AttemptId>, flags: &str) -> String {
+pub fn remedy(key: &Key, attempt: Option<AttemptId>, flags: &str) -> String {
     let [happened, not_happened] = settlements(key, attempt, flags);
     format!("look whether its effect happened, then run `{happened}` or `{not_happened}`")
 }

@@ -177,6 +177,14 @@ async fn execute(
         _ = signals.next() => {}
     }
     let End { code, recorded } = settled?;
+    // A release after a rerun frees nothing: of the attempt before it nothing is known.
+    if !recorded
+        && chosen.on_doubt.value == DoubtChoice::Rerun
+        && let Ok(Some(record)) = hapax.record(&key).await
+        && record.state == State::InDoubt
+    {
+        report.still_in_doubt(&record, code, &settings.flags);
+    }
     if report.json {
         let record = if recorded { hapax.record(&key).await.ok().flatten() } else { None };
         print(&report.executed(&key, attempt, recorded, record.as_ref(), code, ended.kept)?)?;

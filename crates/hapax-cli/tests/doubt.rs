@@ -192,6 +192,22 @@ fn on_request_a_doubt_is_run_again() {
     assert_eq!(home.json(["--json", "get", "k"])["attempts"], 2);
 }
 
+#[test]
+fn a_rerun_that_fails_says_that_the_doubt_from_before_stays() {
+    let home = Home::new();
+    let script = "[ -e second ] || { touch second; kill -9 $$; }; exit 3";
+    let again = || home.run(["run", "--key", "k", "--on-doubt", "rerun", "--", "sh", "-c", script]);
+    assert_eq!(again().code, Some(76));
+    let done = again();
+    assert_eq!(done.code, Some(3), "{done:?}");
+    assert_one_line(&done);
+    assert!(done.stderr.contains("exited with 3") && done.stderr.contains("still in doubt"), "{done:?}");
+    assert_eq!(home.state("k"), "in_doubt");
+    home.ok(advised(&done.stderr));
+    // The key is free now, and a failure leaves it so, without a word.
+    assert_eq!(again().stderr, "");
+}
+
 fn verified(home: &Home, verifier: &str) -> Done {
     home.run(["run", "--key", "k", "--verify", verifier, "--", "sh", "-c", AGAIN])
 }

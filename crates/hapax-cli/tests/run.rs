@@ -327,3 +327,12 @@ fn a_replay_is_said_on_request_and_silent_otherwise() {
     let done = home.run(["run", "--verbose", "--key", "k", "--", "true"]);
     assert!(done.stderr.starts_with("hapax: replayed: recorded "), "{done:?}");
 }
+
+#[test]
+fn what_is_logged_is_never_recorded_as_the_commands_own() {
+    let home = Home::new();
+    let line = ["run", "--key", "k", "--", "sh", "-c", "echo own >&2; sleep 0.2; echo end >&2"];
+    let done = finish(home.hapax(line).env("HAPAX_LOG", "trace"));
+    assert!(done.code == Some(0) && done.stderr.contains(" DEBUG "), "it logs: {done:?}");
+    assert_eq!(home.run(line).stderr, "own\nend\n");
+}

@@ -1,4 +1,4 @@
-//! `hapax serve` as a process: the configuration is read again at SIGHUP, and SIGTERM drains.
+//! `hapax serve` and `hapax proxy` as processes: the configuration is read again at SIGHUP, and SIGTERM drains.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[macro_use]
@@ -7,7 +7,7 @@ mod common;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Home, PATIENCE, kill, wait_until};
@@ -21,15 +21,20 @@ struct Server {
 
 impl Server {
     fn start(settings: &str) -> Self {
+        Self::start_with(settings, &["serve"]).0
+    }
+
+    /// It, and what comes after its first line.
+    fn start_with(settings: &str, args: &[&str]) -> (Self, BufReader<ChildStdout>) {
         let home = Home::new();
         home.write("serve.toml", settings);
-        let mut command: Command = home.hapax(["serve", "--server-config", "serve.toml", "--listen", "127.0.0.1:0"]);
+        let more = ["--server-config", "serve.toml", "--listen", "127.0.0.1:0"];
+        let mut command: Command = home.hapax([args, &more].concat());
         let log = File::create(home.path("log")).unwrap();
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").expect("the first line").to_string();
-        Self { child, address, home }
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let address = after(&mut lines, "listening on http://");
+        (Self { child, address, home }, lines)
     }
 
     fn log(&self) -> String {
@@ -45,8 +50,7 @@ impl Server {
     }
 
     fn status(&self, token: &str) -> u16 {
-        let answer = self.ask(token, "GET /v1/stats", "").unwrap();
-        answer.split(' ').nth(1).unwrap().parse().unwrap()
+        status(&self.address, token, "GET /v1/stats")
     }
 
     /// How it ended, and how long that took.
@@ -67,6 +71,18 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The next line, which begins like this.
+fn after(lines: &mut impl BufRead, begin: &str) -> String {
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    line.trim().strip_prefix(begin).unwrap_or_else(|| panic!("{line:?} is not {begin}…")).to_string()
+}
+
+fn status(address: &str, token: &str, request: &str) -> u16 {
+    let answer = ask(address, token, request, "{}").unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 /// The whole answer to one request on a connection of its own.
@@ -160,6 +176,90 @@ fn a_drain_ends_at_its_limit_and_at_a_second_signal() {
     let (status, _) = server.ended(PATIENCE);
     assert_eq!(status.code(), Some(143), "as a process that a termination ends: {}", server.log());
     drop(slow);
+}
+
+#[test]
+fn a_proxy_is_watched_on_a_listener_of_its_own() {
+    let upstream = Server::start("");
+    let settings = format!("upstream = \"http://{}\"\n{}", upstream.address, tokens(&["ops"]));
+    let (mut proxy, mut lines) = Server::start_with(&settings, &["proxy", "--admin", "127.0.0.1:0"]);
+    let admin = after(&mut lines, "metrics and health on http://");
+    for path in ["GET /healthz", "GET /readyz"] {
+        assert_eq!(status(&admin, "", path), 200, "{path}");
+    }
+    assert_eq!((status(&admin, "", "GET /metrics"), status(&admin, "", "GET /v1/records")), (401, 404));
+    // What is the upstream's stays the upstream's.
+    assert_eq!(status(&proxy.address, "", "GET /v1/stats"), 200);
+    let claim = "POST /v1/claims HTTP/1.1\r\nidempotency-key: k\r\nx-rest:";
+    let answer = proxy.ask("", claim, r#"{"key":"k"}"#).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+    wait_until("the execution is counted", || {
+        let text = ask(&admin, "ops", "GET /metrics", "").unwrap();
+        text.contains("hapax_executions_total{namespace=\"proxy\"} 1")
+            && text.contains("hapax_http_requests_total{method=\"POST\",route=\"\",status=\"201\"} 1")
+            && text.contains("hapax_store_duration_seconds_count{operation=\"begin\"} 1")
+    });
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.ended(PATIENCE).0.code(), Some(0), "{}", proxy.log());
+    assert!(TcpStream::connect(&admin).is_err(), "nobody listens any more");
+
+    let done = proxy.home.run(["proxy", "--upstream", "http://127.0.0.1:1", "--admin", "0.0.0.0:0"]);
+    assert!(done.code.is_some_and(|code| code != 0) && done.stderr.contains("not a loopback address"), "{done:?}");
+}
+
+#[test]
+fn a_hangup_gives_a_proxy_another_upstream_and_a_broken_file_changes_nothing() {
+    let (first, second) = (Server::start(""), Server::start(&tokens(&["x"])));
+    let to = |server: &Server| format!("upstream = \"http://{}\"\n", server.address);
+    let (proxy, _lines) = Server::start_with(&to(&first), &["proxy"]);
+    assert_eq!(proxy.status(""), 200);
+    proxy.home.write("serve.toml", &to(&second));
+    proxy.signal(Signal::HUP);
+    wait_until("the second is asked", || proxy.status("") == 401);
+    for broken in ["upstream = 7".to_string(), to(&first) + "fates = { \"600\" = \"keep\" }"] {
+        let before = proxy.log().matches("was not reloaded").count();
+        proxy.home.write("serve.toml", &broken);
+        proxy.signal(Signal::HUP);
+        wait_until("it says so", || proxy.log().matches("was not reloaded").count() > before);
+        assert_eq!(proxy.status(""), 401, "{broken}");
+    }
+    // Keys are asked for from the next request on.
+    proxy.home.write("serve.toml", &(to(&first) + "require = [\"POST\"]"));
+    proxy.signal(Signal::HUP);
+    wait_until("the first is back", || proxy.status("") == 200);
+    assert_eq!(status(&proxy.address, "", "POST /v1/claims"), 400);
+}
+
+#[test]
+fn who_has_no_token_is_told_where_to_put_it() {
+    let server = Server::start(&tokens(&["known"]));
+    let store = format!("http://{}", server.address);
+    for token in ["", "unknown"] {
+        let done = common::finish(server.home.hapax(["--store", &store, "ls"]).env("HAPAX_TOKEN", token));
+        assert_eq!(done.code, Some(64), "{done:?}");
+        assert!(done.stderr.contains("HAPAX_TOKEN") && !done.stderr.contains("Authorization"), "{done:?}");
+    }
+    let done = common::finish(server.home.hapax(["--store", &store, "ls"]).env("HAPAX_TOKEN", "known"));
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+#[test]
+fn over_http_a_stale_attempt_settles_nothing() {
+    let server = Server::start("");
+    let store = format!("http://{}", server.address);
+    let hapax = |args: &[&str]| server.home.run([&["--store", &store], args].concat());
+    let stuck = ["--key", "k", "--on-doubt", "rerun", "--", "sh", "-c", "kill -9 $$"];
+    let attempt = || -> String {
+        assert_eq!(hapax(&[&["run"], &stuck[..]].concat()).code, Some(76));
+        let record: serde_json::Value = serde_json::from_str(&hapax(&["--json", "get", "k"]).stdout).unwrap();
+        record["attemptId"].as_str().unwrap().to_string()
+    };
+    let (stale, current) = (attempt(), attempt());
+    let done = hapax(&["settle", "--attempt", &stale, "--not-happened", "k"]);
+    assert!(done.code == Some(65) && done.stderr.contains("is stale, nothing was settled"), "{done:?}");
+    let done = hapax(&["settle", "--attempt", &current, "--happened", "1", "k"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(hapax(&["check", "k"]).code, Some(0));
 }
 
 #[test]

@@ -42,5 +42,5 @@ pub use config::{
 };
 pub use layer::{Fate, Fates, Idempotency, IdempotencyLayer, IdempotencyService, KeySource, Scope};
 pub use problem::{Kind, Problem, REPLAYED};
-pub use proxy_server::{ProxyConfig, ProxyServer};
+pub use proxy_server::{ProxyConfig, ProxyReloader, ProxyServer};
 pub use serve::{ApiServer, Reloader, ServeError};

@@ -6,21 +6,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::response::Response;
 use hapax::store::Store;
 use hapax::{Error, Hapax};
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, StatusCode};
+use parking_lot::RwLock;
 use serde::Deserialize;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tower_layer::Layer;
+use tower_service::Service as _;
 
-use crate::config::{EncryptionConfig, Limits, PolicyConfig, TlsConfig};
+use crate::app::App;
+use crate::config::{EncryptionConfig, Limits, PolicyConfig, ServeConfig, TlsConfig, TokenConfig};
 use crate::layer::{Fate, Fates, Idempotency, IdempotencyLayer, KeySource, Scope};
-use crate::metrics::Metrics;
 use crate::proxy::Upstream;
-use crate::serve::ServeError;
+use crate::router::admin as admin_router;
+use crate::serve::{ServeError, renew};
 use crate::server::{Server, Tls, bind};
 use crate::tls;
-use crate::units::Span;
+use crate::units::{Keep, Span};
+
+/// How long those who watch may take to hear the last answer.
+const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
 /// How a proxy behaves.
 #[derive(Clone, Debug, Deserialize)]
@@ -65,6 +74,11 @@ pub struct ProxyConfig {
     pub encryption: Option<EncryptionConfig>,
     /// The certificate, for HTTPS.
     pub tls: Option<TlsConfig>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are answered: on a listener of their own, or nowhere.
+    pub admin: Option<SocketAddr>,
+    /// Who may read `/metrics`; without any, `admin` must be on the loopback. Their namespace is the proxy's.
+    #[serde(rename = "token")]
+    pub tokens: Vec<TokenConfig>,
 }
 
 impl Default for ProxyConfig {
@@ -90,6 +104,8 @@ impl Default for ProxyConfig {
             limits: Limits::default(),
             encryption: None,
             tls: None,
+            admin: None,
+            tokens: Vec::new(),
         }
     }
 }
@@ -104,6 +120,45 @@ impl ProxyConfig {
             .map_err(|e| Error::Config { message: format!("the configuration cannot be read: {e}") })?;
         config.options()?;
         Ok(config)
+    }
+
+    /// How large a record may be. Escapes make a text up to six times as long; with them and its head an answer
+    /// must fit.
+    fn room(&self) -> usize {
+        self.max_response_bytes.saturating_mul(6).saturating_add(256 << 10).min(64 << 20)
+    }
+
+    /// The upstream behind the layer.
+    fn service(&self, hapax: &Hapax) -> Result<Router, Error> {
+        let options = self.options()?;
+        let mut upstream = Upstream::new(&self.upstream)
+            .map_err(|e| Error::Config { message: e.to_string() })?
+            .time_limit(self.upstream_time.0);
+        if self.preserve_host {
+            upstream = upstream.preserve_host();
+        }
+        if self.tls.is_some() {
+            upstream = upstream.behind_tls();
+        }
+        Ok(Router::new().fallback_service(IdempotencyLayer::new(hapax.clone(), options).layer(upstream)))
+    }
+
+    /// The configuration of the listener beside it, if there is one.
+    fn beside(&self) -> Option<ServeConfig> {
+        let mut tokens = self.tokens.clone();
+        for token in &mut tokens {
+            token.namespace.clone_from(&self.namespace);
+        }
+        self.admin.map(|listen| ServeConfig {
+            listen,
+            store: self.store.clone(),
+            namespace: self.namespace.clone(),
+            // The proxy's own manager does that.
+            auto_cleanup: Keep(hapax::Ttl::Never),
+            limits: self.limits,
+            tokens,
+            ..ServeConfig::default()
+        })
     }
 
     /// The layer's choices.
@@ -154,12 +209,23 @@ impl ProxyConfig {
 
 /// A proxy that is bound and not yet serving.
 pub struct ProxyServer {
+    config: Arc<ProxyConfig>,
     hapax: Hapax,
-    router: Router,
+    current: Current,
     listener: TcpListener,
     address: SocketAddr,
-    limits: Limits,
     tls: Tls,
+    admin: Option<Admin>,
+}
+
+/// What answers the next request; a reload puts another in its place.
+type Current = Arc<RwLock<Router>>;
+
+/// The listener for those who watch over the proxy.
+struct Admin {
+    app: App,
+    listener: TcpListener,
+    address: SocketAddr,
 }
 
 impl std::fmt::Debug for ProxyServer {
@@ -183,34 +249,33 @@ impl ProxyServer {
     /// # Errors
     /// As [`bind`](Self::bind).
     pub async fn bind_on(config: ProxyConfig, store: Arc<dyn Store>) -> Result<Self, ServeError> {
-        let options = config.options()?;
-        let mut upstream = Upstream::new(&config.upstream)
-            .map_err(|e| Error::Config { message: e.to_string() })?
-            .time_limit(config.upstream_time.0);
-        if config.preserve_host {
-            upstream = upstream.preserve_host();
-        }
         let acceptor = config.tls.as_ref().map(tls::acceptor).transpose()?;
-        if acceptor.is_some() {
-            upstream = upstream.behind_tls();
-        }
-        // Escapes make a text up to six times as long; with them and its head an answer must fit.
-        let room = config.max_response_bytes.saturating_mul(6).saturating_add(256 << 10).min(64 << 20);
-        let store = EncryptionConfig::seal(config.encryption.as_ref(), store)?;
+        let mut store = EncryptionConfig::seal(config.encryption.as_ref(), store)?;
+        let admin = match config.beside() {
+            Some(beside) => {
+                let wanted = beside.listen;
+                let app = App::on(beside, store).await?;
+                // The one that is measured.
+                store = app.store().clone();
+                let listener = bind(wanted).await?;
+                let address = listener.local_addr()?;
+                Some(Admin { app, listener, address })
+            }
+            None => None,
+        };
         let hapax = Hapax::builder()
             .store(store)
             .namespace(&config.namespace)
             .label("hapax proxy")
             .policy(config.policy.patch())
-            .max_result_bytes(room)
+            .max_result_bytes(config.room())
             .build()
             .await?;
-        let service = IdempotencyLayer::new(hapax.clone(), options).layer(upstream);
-        let router = Router::new().fallback_service(service);
+        let current = Arc::new(RwLock::new(config.service(&hapax)?));
         let listener = bind(config.listen).await?;
         let address = listener.local_addr()?;
-        let tls = Arc::new(parking_lot::RwLock::new(acceptor));
-        Ok(Self { hapax, router, listener, address, limits: config.limits, tls })
+        let tls = Arc::new(RwLock::new(acceptor));
+        Ok(Self { config: Arc::new(config), hapax, current, listener, address, tls, admin })
     }
 
     /// Where it listens.
@@ -219,22 +284,130 @@ impl ProxyServer {
         self.address
     }
 
+    /// Where `/metrics`, `/healthz` and `/readyz` are answered.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|admin| admin.address)
+    }
+
+    /// The handle by which to reload the configuration.
+    #[must_use]
+    pub fn reloader(&self) -> ProxyReloader {
+        ProxyReloader {
+            began: self.config.clone(),
+            hapax: self.hapax.clone(),
+            current: self.current.clone(),
+            app: self.admin.as_ref().map(|admin| admin.app.clone()),
+            tls: self.tls.clone(),
+        }
+    }
+
     /// Serves until `stop` ends, then finishes what is under way, up to
     /// `limits.drain`, and closes the store.
     ///
     /// # Errors
     /// When the store's last write fails.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { hapax, router, listener, address, limits, tls } = self;
+        let Self { config, hapax, current, listener, address, tls, admin } = self;
+        let limits = config.limits;
         tracing::info!(%address, store = hapax.store().location(), tls = tls.read().is_some(), "hapax proxies");
-        let metrics = Arc::new(Metrics::default());
-        Server { listener, router, limits, tls, metrics }.run(stop, || {}).await?;
+        let metrics = admin.as_ref().map(|admin| admin.app.metrics().clone()).unwrap_or_default();
+        let counted = metrics.clone();
+        let router = Router::new().fallback(move |request: Request| {
+            let (mut service, method, running) = (current.read().clone(), request.method().clone(), counted.request());
+            async move {
+                let response = service.call(request).await;
+                // The paths are the upstream's; as labels they would have no bound.
+                running.done(
+                    &method,
+                    "",
+                    response.as_ref().map_or(StatusCode::INTERNAL_SERVER_ERROR, Response::status),
+                );
+                response
+            }
+        });
+        let (drained, watching) = oneshot::channel::<()>();
+        let app = admin.as_ref().map(|admin| admin.app.clone());
+        let beside = admin.map(|Admin { app, listener, address }| {
+            tracing::info!(%address, "metrics and health");
+            let limits = Limits { drain: Span(ADMIN_DRAIN), ..limits };
+            let server =
+                Server { listener, router: admin_router(app), limits, tls: tls.clone(), metrics: Arc::default() };
+            tokio::spawn(server.run(async { drop(watching.await) }, || {}))
+        });
+        let closing = app.clone();
+        let server = Server { listener, router, limits, tls, metrics };
+        server.run(stop, || closing.iter().for_each(App::close)).await?;
         // Handlers whose clients have left still run: their answers are waited for, too.
         let shutdown = hapax.shutdown(limits.drain.0).await?;
         if shutdown.unfinished > 0 {
             tracing::warn!(unfinished = shutdown.unfinished, "attempts were still running; their keys are in doubt");
         }
-        hapax.store().close().await.map_err(Error::from)?;
+        // Who watches can see the drain to its end.
+        drop(drained);
+        if let Some(Ok(ended)) = match beside {
+            Some(beside) => Some(beside.await),
+            None => None,
+        } {
+            ended?;
+        }
+        match app {
+            Some(app) => app.finish(limits.drain.0).await?,
+            None => hapax.store().close().await.map_err(Error::from)?,
+        }
+        Ok(())
+    }
+}
+
+/// Reloads a running proxy's configuration.
+#[derive(Clone)]
+pub struct ProxyReloader {
+    began: Arc<ProxyConfig>,
+    hapax: Hapax,
+    current: Current,
+    app: Option<App>,
+    tls: Tls,
+}
+
+impl std::fmt::Debug for ProxyReloader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProxyReloader").finish_non_exhaustive()
+    }
+}
+
+impl ProxyReloader {
+    /// Takes up the upstream, what concerns keys, answers and fates, policy, tokens and the certificate.
+    /// What is under way ends as it began.
+    ///
+    /// # Errors
+    /// What is wrong with it; everything stays as it was then.
+    pub async fn reload(&self, config: ProxyConfig) -> Result<(), ServeError> {
+        let began = &self.began;
+        for (what, same) in [
+            ("listen", began.listen == config.listen),
+            ("admin", began.admin == config.admin),
+            ("store", began.store == config.store),
+            ("namespace", began.namespace == config.namespace),
+        ] {
+            if !same {
+                tracing::warn!("{what} has changed in the configuration; that takes a restart");
+            }
+        }
+        let acceptor = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        // The namespace and whether there is TLS stay as they are.
+        let config = ProxyConfig { namespace: began.namespace.clone(), admin: began.admin, ..config };
+        let service = config.service(&self.hapax)?;
+        if let (Some(app), Some(beside)) = (&self.app, config.beside()) {
+            app.reload(beside).await?;
+        }
+        self.hapax.configure(|now| {
+            now.policy = hapax::Policy::default();
+            config.policy.patch().apply(&mut now.policy);
+            now.max_result_bytes = config.room();
+        })?;
+        renew(&self.tls, acceptor);
+        *self.current.write() = service;
+        tracing::info!("configuration reloaded");
         Ok(())
     }
 }

@@ -31,9 +31,7 @@ pub fn router(app: App) -> Router {
     routes
         .route("/openapi.json", get(move || content("application/json", text.clone())))
         .route("/docs", get(move || content("text/html; charset=utf-8", page.clone())))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
+        .merge(watched())
         .merge(assets::routes())
         .fallback(|request: Request| async move {
             Problem::new(Kind::NotFound, format!("there is no {}; /docs lists what there is", request.uri().path()))
@@ -42,6 +40,25 @@ pub fn router(app: App) -> Router {
             let detail =
                 format!("{} is not answered at {}; /docs lists what is", request.method(), request.uri().path());
             Problem::new(Kind::MethodNotAllowed, detail)
+        })
+        .layer(from_fn_with_state(app.clone(), observe))
+        .with_state(app)
+}
+
+/// By what a process is watched.
+fn watched() -> Router<App> {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+}
+
+/// That and nothing else, for a listener of its own.
+pub(crate) fn admin(app: App) -> Router {
+    watched()
+        .fallback(|request: Request| async move {
+            let path = request.uri().path();
+            Problem::new(Kind::NotFound, format!("there is no {path} here, only /metrics, /healthz and /readyz"))
         })
         .layer(from_fn_with_state(app.clone(), observe))
         .with_state(app)

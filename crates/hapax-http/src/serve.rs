@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hapax::Error;
 use hapax::store::Store;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::app::App;
 use crate::config::{EncryptionConfig, ServeConfig};
@@ -126,14 +127,18 @@ impl Reloader {
     /// What is wrong with it; everything stays as it was then.
     pub async fn reload(&self, config: ServeConfig) -> Result<(), ServeError> {
         let acceptor = config.tls.as_ref().map(tls::acceptor).transpose()?;
-        let had = self.tls.read().is_some();
-        if had != acceptor.is_some() {
-            tracing::warn!("tls was added or taken away in the configuration; that takes a restart");
-        }
         self.app.reload(config).await?;
-        if had && acceptor.is_some() {
-            *self.tls.write() = acceptor;
-        }
+        renew(&self.tls, acceptor);
         Ok(())
+    }
+}
+
+/// Puts a new certificate in the place of the one before.
+pub(crate) fn renew(tls: &Tls, acceptor: Option<TlsAcceptor>) {
+    let mut now = tls.write();
+    if now.is_some() != acceptor.is_some() {
+        tracing::warn!("tls was added or taken away in the configuration; that takes a restart");
+    } else {
+        *now = acceptor;
     }
 }

@@ -100,7 +100,7 @@ async fn a_lease_is_kept_over_http_and_lapses_without_heartbeats() {
 async fn a_wrong_address_token_or_namespace_says_so() {
     let server = serve(&token("t", "team", "write")).await;
     let stranger = manager(server.address, Some("x")).await.stats().await.unwrap_err();
-    assert!(stranger.to_string().contains("not known"), "{stranger}");
+    assert!(stranger.to_string().contains("does not know this token: correct HAPAX_TOKEN"), "{stranger}");
     let store = HttpStore::new(&format!("http://{}", server.address), Some("t")).unwrap();
     let lost =
         Hapax::builder().store(Arc::new(store)).namespace("other").build().await.unwrap().stats().await.unwrap_err();

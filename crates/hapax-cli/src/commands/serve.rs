@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use hapax_http::telemetry::{self, LogFormat};
-use hapax_http::{ApiServer, ProxyConfig, ProxyServer, Reloader, ServeConfig, ServeError};
+use hapax_http::{ApiServer, ProxyConfig, ProxyServer, ServeConfig, ServeError};
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,14 +22,28 @@ pub fn serve(args: &Serve, settings: &Settings) -> Result<u8, Failure> {
         let server = ApiServer::bind(config).await.map_err(failed)?;
         say(server.address(), config_scheme(args, settings)?)?;
         let reloader = server.reloader();
-        let again = || serve_config(args, settings);
-        let stop = stopped(async || reload(&reloader, again()).await)?;
+        let stop = stopped(async || reloaded(serve_config(args, settings), |c| reloader.reload(c)).await)?;
         server.run(stop).await.map_err(failed)
     })
 }
 
 /// Serves an upstream, each key once.
 pub fn proxy(args: &Proxy, settings: &Settings) -> Result<u8, Failure> {
+    let config = proxy_config(args, settings)?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    run(&args.log, async {
+        let server = ProxyServer::bind(config).await.map_err(failed)?;
+        say(server.address(), scheme)?;
+        if let Some(address) = server.admin_address() {
+            terminal::print(&format!("metrics and health on {scheme}://{address}"))?;
+        }
+        let reloader = server.reloader();
+        let stop = stopped(async || reloaded(proxy_config(args, settings), |c| reloader.reload(c)).await)?;
+        server.run(stop).await.map_err(failed)
+    })
+}
+
+fn proxy_config(args: &Proxy, settings: &Settings) -> Result<ProxyConfig, Failure> {
     let mut config = match &args.server_config {
         Some(path) => ProxyConfig::from_toml(&read(path)?)?,
         None => {
@@ -44,6 +58,7 @@ pub fn proxy(args: &Proxy, settings: &Settings) -> Result<u8, Failure> {
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    config.admin = args.admin.or(config.admin);
     if args.require_key {
         config.require = vec!["POST".into(), "PATCH".into()];
     }
@@ -53,13 +68,7 @@ pub fn proxy(args: &Proxy, settings: &Settings) -> Result<u8, Failure> {
     if config.upstream.is_empty() {
         return Err(Failure::usage("which upstream? Give --upstream http://HOST:PORT"));
     }
-    let scheme = if config.tls.is_some() { "https" } else { "http" };
-    run(&args.log, async {
-        let server = ProxyServer::bind(config).await.map_err(failed)?;
-        say(server.address(), scheme)?;
-        let stop = stopped(async || tracing::warn!("a proxy takes up its configuration by a restart"))?;
-        server.run(stop).await.map_err(failed)
-    })
+    Ok(config)
 }
 
 fn serve_config(args: &Serve, settings: &Settings) -> Result<ServeConfig, Failure> {
@@ -137,9 +146,13 @@ fn stopped(hup: impl AsyncFn()) -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
-async fn reload(reloader: &Reloader, config: Result<ServeConfig, Failure>) {
+/// Takes up a configuration that was read again, or says why not.
+async fn reloaded<C, F>(config: Result<C, Failure>, reload: impl FnOnce(C) -> F)
+where
+    F: Future<Output = Result<(), ServeError>>,
+{
     let outcome = match config {
-        Ok(config) => reloader.reload(config).await.map_err(|e| e.to_string()),
+        Ok(config) => reload(config).await.map_err(|e| e.to_string()),
         Err(failure) => Err(failure.message),
     };
     if let Err(error) = outcome {

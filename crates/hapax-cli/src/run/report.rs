@@ -9,7 +9,7 @@ use std::time::Duration;
 use hapax::{AttemptId, Clock as _, Json, Key, Record, SystemClock, Timestamp};
 use serde::Serialize;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, remedy};
 use crate::output::{Output, OutputJson};
 use crate::streams::{Kept, Writer};
 use crate::terminal::{self, note};
@@ -108,6 +108,15 @@ impl Report {
             expires_at: record.and_then(|r| r.expires_at),
             duration_ms: record.and_then(|r| r.duration_ms),
         })
+    }
+
+    /// Says that the doubt from before outlasts a rerun that failed.
+    pub fn still_in_doubt(self, record: &Record, code: u8, flags: &str) {
+        let (key, remedy) = (&record.key, remedy(&record.key, Some(record.attempt_id), flags));
+        terminal::complain(&format!(
+            "hapax: the command exited with {code}, which says nothing of the attempt before it: key {key} is still in \
+             doubt; {remedy}"
+        ));
     }
 
     /// Says that our own output could not be written.

@@ -112,6 +112,13 @@ impl Wire {
         let (store, message) = (self.location.clone(), text("detail"));
         match answer.status {
             StatusCode::SERVICE_UNAVAILABLE => StoreError::Unavailable { store, message },
+            StatusCode::UNAUTHORIZED => {
+                let message = match self.authorization {
+                    None => "wants a token, and none was given: set HAPAX_TOKEN, or in code pass one to HttpStore::new",
+                    Some(_) => "does not know this token: correct HAPAX_TOKEN, or in code what HttpStore::new is given",
+                };
+                StoreError::BadRequest { message: format!("{store} {message}") }
+            }
             StatusCode::INSUFFICIENT_STORAGE => StoreError::Full { store, message },
             status if document.is_null() || status.is_server_error() => {
                 StoreError::Unavailable { store, message: format!("it answered {status} {message}") }

@@ -16,6 +16,7 @@ use super::row::{Hash, Now, to_u64};
 use super::schema;
 use super::{Shared, error::store_error};
 use crate::AttemptId;
+use crate::store::StoreError;
 use crate::store::shared::{EPOCH_EVERY, Trust, Waiters, Waiting, coarse};
 
 /// How often is polled while somebody waits.
@@ -139,7 +140,12 @@ fn run(shared: &Arc<Shared>) {
             }
             Err(error) => {
                 if !std::mem::replace(&mut failed, true) {
-                    tracing::warn!(store = %shared.location, %error, "what other processes do cannot be seen");
+                    const BLIND: &str = "what other processes do cannot be seen";
+                    match &error {
+                        // Of damage every call is told by itself: here too, it would be said twice.
+                        StoreError::Damaged { .. } => tracing::debug!(store = %shared.location, %error, "{BLIND}"),
+                        _ => tracing::warn!(store = %shared.location, %error, "{BLIND}"),
+                    }
                 }
                 version = -1;
                 // Nobody waits in vain: they look for themselves, and are told.
