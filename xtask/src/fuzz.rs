@@ -62,7 +62,7 @@ pub(crate) fn fuzz(args: &[OsString]) -> ExitCode {
         match job {
             Job::Run(minutes) => command.args([&format!("-max_total_time={}", 60 * minutes), "-print_final_stats=1"]),
             // By edges, not by how often each was taken: few files for the tests.
-            Job::Merge => command.args(["-merge=1", "-use_counters=0"]),
+            Job::Merge => command.args(["-set_cover_merge=1", "-use_counters=0"]),
         };
         announce(&format!("fuzz {target}"));
         match command.status() {

@@ -219,3 +219,17 @@ async fn a_garbage_log_beside_the_file_is_no_harm() {
     let begun = store.begin(ask("new")).await.unwrap();
     assert!(matches!(begun, Begun::Started { .. }));
 }
+
+#[tokio::test]
+async fn a_row_that_is_always_there_and_is_gone_is_damage() {
+    let (_directory, path) = place();
+    let store = open(&path);
+    completed(&store, "k").await;
+    let deleted = rusqlite::Connection::open(&path).unwrap().execute("DELETE FROM meta WHERE name = 'epoch'", []);
+    assert_eq!(deleted.unwrap(), 1);
+    let cleared = store.clear(space()).await;
+    assert!(
+        matches!(&cleared, Err(StoreError::Damaged { message, .. }) if message.contains(".recover")),
+        "{cleared:?}"
+    );
+}

@@ -122,10 +122,15 @@ fn count(name: &str, value: &str, most: usize) -> Result<usize, StoreError> {
 
 /// Reads the client's part of an address. Its own error might repeat a piece of a password.
 fn client_config(url: &str) -> Result<Config, StoreError> {
-    let mut config = Config::from_str(url).map_err(|_| {
+    let unread = || {
         bad("the postgres:// address cannot be read: give postgres://USER:PASSWORD@HOST:PORT/DATABASE?OPTIONS, \
              and percent-encode what is not a letter or a digit in USER and PASSWORD (`/` is %2F, `@` is %40)")
-    })?;
+    };
+    // The client ends a password at its first bare `@`, and would take, and show, the rest of it for a host.
+    if url.split('?').next().is_some_and(|base| base.matches('@').count() > 1) {
+        return Err(unread());
+    }
+    let mut config = Config::from_str(url).map_err(|_| unread())?;
     if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
         config.host("localhost");
     }
@@ -335,6 +340,13 @@ mod tests {
         ] {
             let Err(error) = PostgresOptions::from_url(url) else { continue };
             assert!(!error.to_string().contains("s3cret"), "{url}: {error}");
+        }
+        for url in [
+            "postgres://app:s@cret@db/x",
+            "postgres://app:s@c/ret@db/x",
+            "postgres://app@db/x?listen_url=postgres://a:s@c@d",
+        ] {
+            assert!(error(url).contains("`@` is %40"), "{url}: {}", error(url));
         }
         assert!(error("postgres://app@db/x?speed=11").contains("\"speed\""));
         assert!(error("postgres://app@db/x?schema=").contains("schema"));

@@ -62,12 +62,7 @@ pub(super) fn store_error(location: &str, error: &rusqlite::Error) -> StoreError
                 "it is not a SQLite database ({said}); nothing was changed: give another path, or move the file away"
             ),
         },
-        Some(ErrorCode::DatabaseCorrupt) => StoreError::Damaged {
-            store,
-            message: format!(
-                "the file is damaged ({said}); keep a copy, try `sqlite3 FILE .recover`, and open the recovered file"
-            ),
-        },
+        Some(ErrorCode::DatabaseCorrupt) => damaged(store, &said),
         Some(ErrorCode::CannotOpen) => StoreError::Unavailable {
             store,
             message: format!("the file cannot be opened ({said}); check the path and who may read and write it"),
@@ -76,8 +71,28 @@ pub(super) fn store_error(location: &str, error: &rusqlite::Error) -> StoreError
             store,
             message: format!("the file or its directory cannot be written ({said}); check who may write there"),
         },
+        None if is_foreign(error) => damaged(store, &said),
         _ => StoreError::Unavailable { store, message: said },
     }
+}
+
+fn damaged(store: String, said: &str) -> StoreError {
+    let message =
+        format!("the file is damaged ({said}); keep a copy, try `sqlite3 FILE .recover`, and open the recovered file");
+    StoreError::Damaged { store, message }
+}
+
+/// Whether SQLite found its pages in order, and in them what this store never writes: a row that is always there is
+/// gone, or a value is of another type.
+fn is_foreign(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::QueryReturnedNoRows
+            | rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::Utf8Error(..)
+    )
 }
 
 /// The error of an operation whose commit failed: only a full disk or a lock
