@@ -397,14 +397,17 @@ impl ProxyReloader {
         // The namespace and whether there is TLS stay as they are.
         let config = ProxyConfig { namespace: began.namespace.clone(), admin: began.admin, ..config };
         let service = config.service(&self.hapax)?;
-        if let (Some(app), Some(beside)) = (&self.app, config.beside()) {
-            app.reload(beside).await?;
-        }
+        // All is checked before anything changes.
+        let beside = config.beside();
+        beside.as_ref().map(ServeConfig::validate).transpose()?;
         self.hapax.configure(|now| {
             now.policy = hapax::Policy::default();
             config.policy.patch().apply(&mut now.policy);
             now.max_result_bytes = config.room();
         })?;
+        if let (Some(app), Some(beside)) = (&self.app, beside) {
+            app.reload(beside).await?;
+        }
         renew(&self.tls, acceptor);
         *self.current.write() = service;
         tracing::info!("configuration reloaded");
