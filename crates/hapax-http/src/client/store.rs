@@ -8,7 +8,7 @@ use hapax::store::{
     Beat, Begin, Begun, Census, Counters, End, Ended, Filter, MAX_PAGE, Mark, Marked, Page, Removed, Settled,
     Settlement, Store, StoreError, StoreFuture,
 };
-use hapax::{AttemptId, Key, Record, Timestamp};
+use hapax::{AttemptId, Key, Record, State, Timestamp};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -22,6 +22,8 @@ use crate::path::{encode, encode_key};
 
 /// The longest wait asked for in one request.
 const MAX_WAIT: Duration = Duration::from_secs(60);
+/// How long after another's take-over was seen to be under way it is looked for, twice as long each time.
+const TAKEN_OVER: Duration = Duration::from_millis(25);
 
 impl Store for HttpStore {
     fn location(&self) -> &str {
@@ -40,7 +42,8 @@ impl Store for HttpStore {
     fn begin(&self, begin: Begin) -> StoreFuture<'_, Begun> {
         Box::pin(async move {
             let body = wire_text(&BeginBody::of(&begin))?;
-            for _ in 0..TRIES {
+            let mut doubt = None;
+            for tries in 0..TRIES {
                 let path = "/v1/claims".to_string();
                 let answer = self.ask(&begin.namespace, Method::POST, path, Some(body.clone()), Duration::ZERO).await?;
                 match answer.status {
@@ -51,14 +54,21 @@ impl Store for HttpStore {
                     }
                     StatusCode::OK | StatusCode::ACCEPTED | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
                         // It may be gone again; then it is free.
-                        if let Some(record) = self.record(&begin.namespace, &begin.key).await? {
+                        let Some(record) = self.record(&begin.namespace, &begin.key).await? else { continue };
+                        if record.state != State::InDoubt || begin.take_over != Some(record.attempt_id) {
                             return Ok(Begun::Exists(record));
                         }
+                        // Another takes it over this moment and the store has not written that yet: look again.
+                        doubt = Some(record);
+                        tokio::time::sleep(TAKEN_OVER * (1 << tries)).await;
                     }
                     _ => return Err(self.wire.refused(&answer)),
                 }
             }
-            Err(StoreError::Busy { store: self.wire.location.clone(), waited: Duration::ZERO })
+            match doubt {
+                Some(record) => Ok(Begun::Exists(record)),
+                None => Err(StoreError::Busy { store: self.wire.location.clone(), waited: Duration::ZERO }),
+            }
         })
     }
 
