@@ -200,10 +200,15 @@ pub(super) async fn a_dropped_future_leaves_no_half_step(s: Subject) -> Verdict 
                 h.ends(&text, attempt, End::Release).await;
             }
         }
-        let attempt = match h.get(&text).await {
-            // The dropped one came later.
-            Some(record) => record.attempt_id,
-            None => h.start(&text).await,
+        // The dropped one may come as late as this; either way one attempt is under way.
+        let again = h.ask(&text);
+        let own = again.attempt;
+        let attempt = match h.begin(again).await {
+            Begun::Started { .. } => own,
+            Begun::Exists(record) => {
+                assert_eq!((record.state, record.attempt_id), (State::InProgress, attempt));
+                attempt
+            }
         };
         dropped_after(polls, h.store.end(h.space.clone(), key(&text), attempt, complete("v"))).await;
         let ended = h.end(&text, attempt, complete("v")).await;
