@@ -1,6 +1,6 @@
 //! The checker of histories, on histories that are known to be good and bad.
 
-use hapax_model::linear::{Event, Refused, linearize};
+use hapax_model::linear::{Event, Refused, Sends, linearize};
 use hapax_model::spec::{Answer, Attempt, Ending, Op, View, Written};
 
 fn done(op: Op, called: u64, returned: u64, answer: Answer) -> Event {
@@ -24,11 +24,11 @@ fn completed(attempt: Attempt) -> View {
 }
 
 fn is_good(events: &[Event]) {
-    assert_eq!(linearize(events), Ok(()));
+    assert_eq!(linearize(events, Sends::Once), Ok(()));
 }
 
 fn is_bad(events: &[Event]) {
-    assert!(matches!(linearize(events), Err(Refused::NoOrder(_))), "it was explained");
+    assert!(matches!(linearize(events, Sends::Once), Err(Refused::NoOrder(_))), "it was explained");
 }
 
 #[test]

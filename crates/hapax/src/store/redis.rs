@@ -294,7 +294,7 @@ impl Store for RedisStore {
 
     fn evict_oldest(&self, namespace: Arc<str>, count: u64) -> StoreFuture<'_, u64> {
         let space = self.shared.space(&namespace);
-        self.task(move |shared| async move { query::evict(&shared, &[space], count).await })
+        self.task(move |shared| async move { query::evict(&shared, &[space], count).await?.known(&shared) })
     }
 
     fn query(

@@ -15,7 +15,7 @@ use hashbrown::HashMap;
 use uuid::Uuid;
 
 use super::columns::{Column, arrays, firsts};
-use super::error::{Failed, answer_lost};
+use super::error::Failed;
 use super::queue::BeginJob;
 use super::room::{self, Made};
 use super::row::{Row, lock_of, millis, read, same_key, space_tag, tag, text_in, to_u64, uuid};
@@ -240,7 +240,7 @@ async fn answer_found(
             }
         };
         if row.record.attempt_id == job.op.attempt {
-            mine(shared, job, row);
+            answer_mine(shared, job, row);
             continue;
         }
         let of_tx = row.in_tx && row.record.state == State::InProgress;
@@ -260,17 +260,18 @@ async fn answer_found(
 }
 
 /// The job's own row: it was begun before, and the answer was lost on the way.
-fn mine(shared: &Shared, job: BeginJob, row: Row) {
-    if row.record.state == State::InProgress {
-        return answer(job, Ok(started(row.record.attempts, row.record.started_at, Made::default())));
-    }
-    // Its lease has lapsed meanwhile, and others may have seen it in doubt: it cannot be brought back.
-    // Who is told that an answer was lost frees the key, since nothing ran.
-    let late = StoreError::Unavailable {
-        store: shared.location.clone(),
-        message: "the attempt's lease lapsed before the answer to its begin arrived".into(),
+fn answer_mine(shared: &Shared, job: BeginJob, row: Row) {
+    let begun = match row.record.state {
+        State::InProgress => Ok(started(row.record.attempts, row.record.started_at, Made::default())),
+        // Its lease has lapsed meanwhile, and others may have seen it in doubt: it cannot be brought back.
+        // Who is told that an answer was lost frees the key, since nothing ran.
+        State::InDoubt if job.common.sent => Err(StoreError::AnswerLost {
+            store: shared.location.clone(),
+            message: "the attempt's lease lapsed before the answer to its begin arrived".into(),
+        }),
+        _ => Ok(Begun::Exists(Box::new(row.record))),
     };
-    answer(job, Err(answer_lost(&shared.location, &late)));
+    answer(job, begun);
 }
 
 /// Whether a transaction that holds the key has ended without a word; then its row is gone.

@@ -136,7 +136,7 @@ async fn make(shared: &Arc<Shared>, capacity: Capacity) -> Result<Made, StoreErr
     }
     if records >= max_entries {
         // Live attempts and doubts stay: when nothing else is left, the new one goes over the limit.
-        made.evicted = query::evict(shared, &spaces, (max_entries / 5).max(1)).await?;
+        made.evicted = query::evict(shared, &spaces, (max_entries / 5).max(1)).await?.at_most();
         records = records.saturating_sub(made.evicted);
     }
     shared.room.set(records + 1);
