@@ -263,7 +263,7 @@ fn sent_again(url: &str, port: u16, form: usize) {
         let marking = mark(name);
         let done = rig.is(name, Some(State::Completed));
         let said = rig.again(&forms(marking.attempt)[form], move |s| s.mark(marking), done).await;
-        assert!(matches!(said, Ok(Marked::Recorded(_))), "{said:?}");
+        assert!(matches!(said, Ok(Marked::Recorded { .. })), "{said:?}");
         let name = "completed";
         let attempt = rig.start(name).await;
         let done = rig.is(name, Some(State::Completed));

@@ -422,7 +422,7 @@ async fn marking_records_only_over_nothing_or_a_doubt(place: Place) {
     let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let key = Key::generate(&action()).unwrap();
     assert!(hapax.check_executed(&key).await.unwrap().is_none());
-    assert!(matches!(hapax.mark_executed(&key, "by hand", None).await.unwrap(), Marked::Recorded(_)));
+    assert!(matches!(hapax.mark_executed(&key, "by hand", None).await.unwrap(), Marked::Recorded { .. }));
     assert!(matches!(hapax.mark_executed(&key, "again", None).await.unwrap(), Marked::Exists(_)));
     assert_eq!(run(&hapax, &action(), &runs, "never").await.unwrap(), "by hand");
     let other = action().signal("other");
@@ -475,6 +475,8 @@ async fn at_its_limit_the_store_evicts_the_oldest_or_refuses_as_chosen(place: Pl
     let keys = hapax.keys(Filter::default()).await.unwrap();
     assert_eq!((keys.len(), hapax.stats().await.unwrap().evicted), (9, 2));
     assert_eq!(run(&hapax, &nth(0), &runs, "anew").await.unwrap(), "anew");
+    hapax.mark_executed(&nth(99).generate_key().unwrap(), "by hand", None).await.unwrap();
+    assert_eq!(hapax.stats().await.unwrap().evicted, 4, "what went for a mark counts as well");
 
     hapax.clear_all().await.unwrap();
     let hapax = place.builder().max_entries(2).on_full(OnFull::Reject).build().await.unwrap();

@@ -21,6 +21,7 @@ use super::room::{self, Made};
 use super::row::{Row, lock_of, millis, read, same_key, space_tag, tag, text_in, to_u64, uuid};
 use super::session::Session;
 use super::{Shared, wire_tags};
+use crate::store::shared::Asked;
 use crate::store::{Begin, Begun, StoreError};
 use crate::{AttemptId, Json, State, Timestamp};
 
@@ -105,14 +106,14 @@ pub(super) async fn insert(
     if jobs.is_empty() {
         return Ok(began);
     }
-    let columns = columns(jobs);
+    let (columns, asked) = (columns(jobs), Asked::now());
     let rows = match jobs.len() {
         1 => session.query(&shared.sql.begin_one, &firsts(&columns)).await?,
         _ => session.query(&shared.sql.begin_many, &arrays(&columns)).await?,
     };
     for row in &rows {
         let at = row.try_get(1)?;
-        shared.clock.tell(at);
+        shared.clock.tell(at, asked);
         began.insert(row.try_get(0)?, at);
     }
     shared.room.began(rows.len());
@@ -168,12 +169,12 @@ pub(super) async fn rows_of(
 ) -> Result<HashMap<Uuid, Row>, Failed> {
     let hashes: Vec<Uuid> = jobs.iter().map(|job| job.common.hash).collect();
     let namespaces: HashMap<Uuid, &str> = jobs.iter().map(|job| (job.common.hash, &*job.op.namespace)).collect();
-    let mut found = HashMap::new();
+    let (mut found, asked) = (HashMap::new(), Asked::now());
     for row in session.query(&shared.sql.existing, &[&hashes]).await? {
         let hash: Uuid = row.try_get(22)?;
         let namespace = namespaces.get(&hash).copied().unwrap_or_default();
         if let Some(row) = read(&row, namespace)? {
-            shared.clock.tell(row.now.as_millis());
+            shared.clock.tell(row.now.as_millis(), asked);
             found.insert(hash, row);
         }
     }

@@ -21,12 +21,14 @@ use super::error::{Failed, passed_by};
 use super::queue::EndJob;
 use super::row::{COMPLETED, FAILED, IN_DOUBT, Row, millis, read, text_in, ttl_millis, uuid};
 use super::session::Session;
+use crate::store::shared::Asked;
 use crate::store::{End, Ended, StoreError};
 use crate::{State, Timestamp};
 
 /// Carries ends out; see [`Job::step`](super::queue::Job::step).
 pub(super) async fn step(shared: &Arc<Shared>, session: &Session, jobs: &mut Vec<EndJob>) -> Result<(), Failed> {
     jobs.sort_unstable_by_key(|job| job.common.hash);
+    let asked = Asked::now();
     let (releases, records): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| matches!(job.end, End::Release));
     let (recorded, released) = tokio::join!(record(shared, session, &records), release(shared, session, &releases));
     let mut failed = None;
@@ -38,7 +40,7 @@ pub(super) async fn step(shared: &Arc<Shared>, session: &Session, jobs: &mut Vec
                 for row in &rows {
                     let (at, expires): (i64, Option<i64>) = (row.try_get(1)?, row.try_get(2)?);
                     let hash: Uuid = row.try_get(4)?;
-                    shared.clock.tell(at);
+                    shared.clock.tell(at, asked);
                     done.insert(row.try_get::<_, Uuid>(0)?, (at, expires));
                     shared.watch.wake(&hash);
                     if row.try_get(3)? {

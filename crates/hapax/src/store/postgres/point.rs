@@ -11,10 +11,11 @@ use hashbrown::HashMap;
 use uuid::Uuid;
 
 use super::error::{Failed, Meaning, answer_lost, meaning, passed_by, store_error, timed_out};
-use super::room::{self, in_chunks};
+use super::room::{self, Made, in_chunks};
 use super::row::{Row, hash_of, millis, read, same_key, space_tag, tag, text_in, to_i64, to_u64, ttl_millis, uuid};
 use super::session::{Link, Session};
 use super::{Shared, look};
+use crate::store::shared::Asked;
 use crate::store::{Beat, Census, Counters, Filter, Mark, Marked, Page, Removed, Settled, Settlement, StoreError};
 use crate::{AttemptId, Key, Record, State, Timestamp};
 
@@ -147,8 +148,9 @@ impl Op {
         let sql = &shared.sql;
         Ok(match self {
             Self::Now => {
+                let asked = Asked::now();
                 let now = session.number(&sql.now, &[]).await?;
-                shared.clock.tell(now);
+                shared.clock.tell(now, asked);
                 Answer::Now(Timestamp::from_millis(now))
             }
             Self::Heartbeat { namespace, beats } => Answer::Beats(heartbeat(shared, session, namespace, beats).await?),
@@ -289,7 +291,7 @@ async fn mark(shared: &Arc<Shared>, session: &Session, op: &Mark, sent: bool) ->
     if let Some(row) = find(shared, session, namespace, &op.key).await? {
         if row.record.attempt_id == op.attempt {
             // Sent before, and its answer lost.
-            return Ok(Marked::Recorded(Box::new(row.record)));
+            return Ok(Marked::recorded(Box::new(row.record)));
         }
         if row.record.state != State::InDoubt {
             if sent {
@@ -302,21 +304,21 @@ async fn mark(shared: &Arc<Shared>, session: &Session, op: &Mark, sent: bool) ->
         let rows = session.query(sql, &[&hash, &doubt, &becomes, &op.result.as_str(), &ttl]).await?;
         shared.watch.wake(&hash);
         let row = rows.first().map(|row| read(row, namespace)).transpose()?.flatten();
-        return row.map(|row| Marked::Recorded(Box::new(row.record))).ok_or(Failed::Again);
+        return row.map(|row| Marked::recorded(Box::new(row.record))).ok_or(Failed::Again);
     }
     session.query(&shared.sql.drop_expired, &[&vec![hash]]).await?;
-    let row = match op.capacity {
-        None => mark_new(shared, session, op, hash).await?,
+    let (row, room) = match op.capacity {
+        None => (mark_new(shared, session, op, hash).await?, Made::default()),
         Some(capacity) => {
             session.client.batch_execute("BEGIN").await?;
             let made = async {
                 let mut total = room::lock_and_count(shared, session, capacity, 1).await?;
-                room::make(shared, session, capacity, &mut total).await?;
+                let room = room::make(shared, session, capacity, &mut total).await?;
                 if total >= capacity.max_entries && capacity.on_full == crate::store::OnFull::Reject {
                     let store = shared.location.clone();
                     return Err(StoreError::Capacity { store, max_entries: capacity.max_entries }.into());
                 }
-                mark_new(shared, session, op, hash).await
+                Ok((mark_new(shared, session, op, hash).await?, room))
             };
             let made = made.await;
             // Expired records that went stay gone, whether or not that was enough.
@@ -325,7 +327,8 @@ async fn mark(shared: &Arc<Shared>, session: &Session, op: &Mark, sent: bool) ->
             made?
         }
     };
-    row.map(|row| Marked::Recorded(Box::new(row.record))).ok_or(Failed::Again)
+    let Made { expired, evicted } = room;
+    row.map(|row| Marked::Recorded { record: Box::new(row.record), expired, evicted }).ok_or(Failed::Again)
 }
 
 async fn mark_new(shared: &Arc<Shared>, session: &Session, op: &Mark, hash: Uuid) -> Result<Option<Row>, Failed> {

@@ -24,6 +24,7 @@ use super::row::Bucket;
 use super::script::TRANSITION;
 use super::topology::{How, Request, Topology};
 use crate::store::StoreError;
+use crate::store::shared::Asked;
 
 /// The most operations that wait or are under way.
 pub(super) const QUEUE_LIMIT: usize = 65_536;
@@ -291,7 +292,7 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
     // What has waited behind other calls in an outage gets what is left of its time.
     let limit = topology.command_timeout();
     let left = limit.saturating_sub(first.since.elapsed()).max(limit / 4);
-    let (sent, mut log) = (Instant::now(), None);
+    let (asked, mut log) = (Asked::now(), None);
     let answer = topology.exec_within(&Request { slot: bucket.slot, is_write, resend, make: &make }, left).await;
     let odd = |message: String| StoreError::Damaged { store: topology.location.clone(), message };
     match answer {
@@ -303,7 +304,7 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
                 log = usize::try_from(*length).ok();
                 answers.truncate(group.len());
             }
-            topology.learn(answers.first(), sent);
+            topology.learn(answers.first(), asked);
             for (item, answer) in group.into_iter().zip(answers) {
                 let answer = match answer {
                     Value::BulkString(bytes) if bytes.first() == Some(&b'!') => {

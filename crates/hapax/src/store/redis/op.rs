@@ -316,7 +316,7 @@ pub(super) fn settled(space: &Arc<Space>, answer: &[u8]) -> Result<Settled, Odd>
 /// `None`: there is no such record, and none was made.
 pub(super) fn marked(space: &Arc<Space>, answer: &[u8]) -> Result<Option<Marked>, Odd> {
     let Some(row) = record(space, answer)? else { return Ok(None) };
-    Ok(Some(if answer.first() == Some(&b'R') { Marked::Recorded(row.record) } else { Marked::Exists(row.record) }))
+    Ok(Some(if answer.first() == Some(&b'R') { Marked::recorded(row.record) } else { Marked::Exists(row.record) }))
 }
 
 pub(super) fn removed(space: &Arc<Space>, answer: &[u8]) -> Result<Removed, Odd> {
