@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 use self::driver::Driver;
@@ -61,6 +61,8 @@ struct Shared {
     prefix: String,
     /// Into how many buckets namespaces are divided.
     buckets: AtomicUsize,
+    /// That, as it stands in Redis.
+    layout: Mutex<String>,
     spaces: RwLock<HashMap<Arc<str>, Arc<Space>>>,
     watch: Watch,
     room: room::Room,
@@ -135,6 +137,7 @@ impl RedisStore {
             driver,
             prefix,
             buckets: AtomicUsize::new(1),
+            layout: Mutex::default(),
             spaces: RwLock::default(),
             watch: Watch::default(),
             room: room::Room::default(),

@@ -212,7 +212,7 @@ async fn answer_found(
         last.insert(job.common.hash, job.op.attempt);
     }
     let mut failed = None;
-    for job in std::mem::take(jobs) {
+    for mut job in std::mem::take(jobs) {
         if failed.is_some() {
             jobs.push(job);
             continue;
@@ -242,6 +242,12 @@ async fn answer_found(
         };
         if row.record.attempt_id == job.op.attempt {
             answer_mine(shared, job, row);
+            continue;
+        }
+        if row.record.state == State::InDoubt && job.op.take_over == Some(row.record.attempt_id) {
+            // In doubt only since it was tried, or what was tried got lost with its connection.
+            job.tried_over = false;
+            jobs.push(job);
             continue;
         }
         let of_tx = row.in_tx && row.record.state == State::InProgress;

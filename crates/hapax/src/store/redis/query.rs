@@ -70,6 +70,14 @@ pub(super) fn texts(value: Value) -> Vec<String> {
         .collect()
 }
 
+/// A value as text; nothing is empty.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        _ => String::new(),
+    }
+}
+
 pub(super) fn number(value: Option<&Value>) -> i64 {
     match value {
         Some(Value::Int(n)) => *n,

@@ -23,7 +23,7 @@ use super::op::{self, Op, Resend};
 use super::options::Mode;
 use super::row::{Bucket, Space};
 use super::topology::Request;
-use super::{Shared, query};
+use super::{Shared, query, startup};
 use crate::store::StoreError;
 use crate::store::shared::{EPOCH_EVERY, Trust, Waiters, coarse};
 use crate::{AttemptId, Key};
@@ -141,8 +141,10 @@ async fn look(shared: &Arc<Shared>) -> Result<Looked, StoreError> {
         }
     }
     let mut differs = false;
+    let mut layout = None;
     for space in &spaces {
-        let epochs = epochs(shared, space).await?;
+        let (epochs, found) = epochs(shared, space, layout.is_none()).await?;
+        layout = layout.or(found);
         let mut seen = watch.seen.lock();
         for (lane, epoch) in epochs {
             // What was never seen counts as never raised.
@@ -151,42 +153,62 @@ async fn look(shared: &Arc<Shared>) -> Result<Looked, StoreError> {
         }
     }
     differs |= std::mem::replace(&mut watch.seen.lock().0, generation) != generation;
+    if layout.is_some_and(|found| found != *shared.layout.lock()) {
+        startup::look_again(shared).await?;
+        differs = true;
+    }
     if differs {
         watch.raise();
     }
     Ok(Looked::All)
 }
 
-/// The epochs of a namespace's buckets, by lane.
-async fn epochs(shared: &Arc<Shared>, space: &Arc<Space>) -> Result<Vec<(usize, String)>, StoreError> {
-    if matches!(shared.topology.options().mode, Mode::Cluster(_)) {
-        return query::each(shared, space.buckets.iter().cloned(), |shared, bucket| async move {
-            Ok(get(&shared, std::slice::from_ref(&bucket)).await?.pop().unwrap_or((bucket.lane, String::new())))
-        })
-        .await;
+/// A bucket's lane and its epoch.
+type Epoch = (usize, String);
+
+/// The epochs of a namespace's buckets, and the layout that is written down, if that is wanted: on one server in the same
+/// request, in a cluster beside them.
+async fn epochs(
+    shared: &Arc<Shared>,
+    space: &Arc<Space>,
+    wants_layout: bool,
+) -> Result<(Vec<Epoch>, Option<String>), StoreError> {
+    if !matches!(shared.topology.options().mode, Mode::Cluster(_)) {
+        return get(shared, &space.buckets, wants_layout.then(|| startup::layout_key(shared))).await;
     }
-    get(shared, &space.buckets).await
+    let epochs = query::each(shared, space.buckets.iter().cloned(), |shared, bucket| async move {
+        let (mut epochs, _) = get(&shared, std::slice::from_ref(&bucket), None).await?;
+        Ok(epochs.pop().unwrap_or((bucket.lane, String::new())))
+    });
+    if !wants_layout {
+        return Ok((epochs.await?, None));
+    }
+    let (epochs, layout) = tokio::join!(epochs, startup::found_layout(shared, shared.topology.command_timeout()));
+    Ok((epochs?, Some(layout?)))
 }
 
-/// The epochs of buckets that lie on one server.
-async fn get(shared: &Shared, buckets: &[Arc<Bucket>]) -> Result<Vec<(usize, String)>, StoreError> {
-    let Some(slot) = buckets.first().map(|b| b.slot) else { return Ok(Vec::new()) };
+/// The epochs of buckets that lie on one server, and what stands under another key there.
+async fn get(
+    shared: &Shared,
+    buckets: &[Arc<Bucket>],
+    other: Option<String>,
+) -> Result<(Vec<Epoch>, Option<String>), StoreError> {
+    let Some(slot) = buckets.first().map(|b| b.slot) else { return Ok((Vec::new(), None)) };
     let make = |_| {
         let mut cmd = redis::cmd("MGET");
         for bucket in buckets {
             cmd.arg(&bucket.epoch);
         }
+        cmd.arg(&other);
         cmd
     };
     let request = Request { slot, is_write: false, resend: Resend::Safe, make: &make };
     let Value::Array(found) = shared.topology.exec(&request).await? else {
         return Err(shared.odd("the server gave no epochs".into()));
     };
-    let texts = found.into_iter().map(|value| match value {
-        Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        _ => String::new(),
-    });
-    Ok(buckets.iter().map(|b| b.lane).zip(texts).collect())
+    let mut texts: Vec<String> = found.iter().map(query::text).collect();
+    let other = if other.is_some() { texts.pop() } else { None };
+    Ok((buckets.iter().map(|b| b.lane).zip(texts).collect(), other))
 }
 
 /// Waits until the key may no longer be in progress by `attempt`.
