@@ -252,6 +252,19 @@ fn sent_again(url: &str, port: u16, form: usize) {
             .await;
         nobody_knows(name, said);
 
+        // A take-over is the same one, whether its first sending came through or not.
+        for fault in [Fault::BeforeRequest, Fault::BeforeAnswer] {
+            let name = format!("take-over-{fault:?}");
+            let attempt = rig.start(&name).await;
+            rig.doubt(&name, attempt).await;
+            let beginning = Begin { take_over: Some(attempt), ..begin(&name) };
+            let sprung = rig.proxy.sprung();
+            rig.proxy.trap(fault, &forms(beginning.attempt)[form]);
+            let begun = rig.store.begin(beginning).await;
+            assert!(matches!(begun, Ok(Begun::Started { attempts: 2, .. })), "{name}: {begun:?}");
+            assert_eq!(rig.proxy.sprung(), sprung + 1);
+        }
+
         // Whichever time did it, these are so: the key is free, the mark is there, the result is recorded.
         let name = "freed";
         let attempt = rig.start(name).await;

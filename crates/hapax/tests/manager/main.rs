@@ -127,6 +127,7 @@ on_every_store! {
     statistics_that_cannot_be_written_are_kept
     a_heartbeat_that_fails_is_tried_again_before_the_lease_lapses
     a_verifier_that_finds_its_store_failing_changes_nothing
+    a_settlement_that_is_not_heard_says_that_nobody_knows_and_runs_nothing
     a_take_over_that_is_not_heard_leaves_the_doubt_it_found
     joiners_share_the_leaders_error_and_the_key_is_free_after
     joiners_of_a_cancelled_leader_see_the_doubt_and_run_nothing
