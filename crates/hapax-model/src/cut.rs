@@ -4,8 +4,9 @@
 //! A store sends a request again when its connection breaks before the answer. Invariant that is judged: an answer is
 //! one that asking once could have had, whichever of the sendings did the work; where the store cannot know, it says so.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hapax::Key;
 use hapax::store::Store;
@@ -41,18 +42,18 @@ pub struct Judged {
 /// A server that does not start; see [`judge`].
 pub fn judge_servers(seed: u64, histories: u64, mut tell: impl FnMut(&str, &Judged)) -> Result<(), String> {
     let redis = RedisServer::start(RedisConfig::new()).map_err(|e| format!("{e:#}"))?;
-    tell("redis", &judge(&redis.url(), redis.port(), seed..seed + histories)?);
+    tell("redis", &judge(&redis.url(), redis.port(), seed..seed + histories, Duration::MAX)?);
     drop(redis);
     let postgres = PostgresServer::start(Disk::Fast, Tls::Off).map_err(|e| format!("{e:#}"))?;
-    tell("postgres", &judge(&postgres.url("postgres"), postgres.port(), seed..seed + histories)?);
+    tell("postgres", &judge(&postgres.url("postgres"), postgres.port(), seed..seed + histories, Duration::MAX)?);
     Ok(())
 }
 
-/// Records and judges a history of a fresh key for each seed.
+/// Records and judges a history of a fresh key for each seed; begins no more of them after this time.
 ///
 /// # Errors
 /// The seed and the history that no order explains; what keeps the store from being opened.
-pub fn judge(url: &str, port: u16, seeds: std::ops::Range<u64>) -> Result<Judged, String> {
+pub fn judge(url: &str, port: u16, mut seeds: Range<u64>, within: Duration) -> Result<Judged, String> {
     let through = Proxy::start(local(port)).map_err(|e| e.to_string())?;
     let cut = url.replace(&format!(":{port}"), &format!(":{}", through.port()));
     if cut == url {
@@ -61,9 +62,14 @@ pub fn judge(url: &str, port: u16, seeds: std::ops::Range<u64>) -> Result<Judged
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     let open = |url: &str| runtime.block_on(hapax::store::open(url)).map_err(|e| e.to_string());
     let handles = [open(url)?, open(url)?, open(&cut)?, open(&cut)?];
+    let began = Instant::now();
     std::thread::scope(|scope| {
-        let judged =
-            scope.spawn(|| seeds.into_iter().try_fold(Judged::default(), |sum, seed| one(&handles, sum, seed)));
+        let judged = scope.spawn(|| {
+            seeds.try_fold(Judged::default(), |sum, seed| match began.elapsed() < within {
+                true => one(&handles, sum, seed),
+                false => Ok(sum),
+            })
+        });
         let mut cuts = 0;
         for pause in PAUSES.into_iter().cycle().take_while(|_| !judged.is_finished()) {
             std::thread::sleep(Duration::from_millis(pause));
