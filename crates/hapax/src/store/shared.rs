@@ -134,6 +134,8 @@ impl ServerClock {
 #[derive(Debug)]
 struct Waiter {
     number: u64,
+    // Waiters of Redis look for themselves.
+    #[cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
     attempt: AttemptId,
     notify: Arc<Notify>,
 }
