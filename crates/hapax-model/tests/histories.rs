@@ -1,7 +1,7 @@
 //! Concurrent histories of the stores, with calls that are dropped half-way, a
 //! disk that is full and processes that are killed: each has an order that
 //! explains it.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
 

@@ -77,11 +77,15 @@ fn happened(name: &str) -> Settlement {
     Settlement::Happened { result: Json::of(name).unwrap(), ttl: Ttl::Never }
 }
 
-/// How an attempt id stands in a request, as text and as bytes.
-fn forms(attempt: AttemptId) -> [Vec<u8>; 2] {
-    let hex = attempt.to_string().replace('-', "");
-    let bytes = (0..32).step_by(2).map(|n| u8::from_str_radix(&hex[n..n + 2], 16).unwrap()).collect();
-    [hex.into_bytes(), bytes]
+/// How an attempt id stands in a request: as text, or as bytes.
+type Form = fn(AttemptId) -> Vec<u8>;
+
+fn as_text(attempt: AttemptId) -> Vec<u8> {
+    attempt.to_string().replace('-', "").into_bytes()
+}
+
+fn as_bytes(attempt: AttemptId) -> Vec<u8> {
+    attempt.as_bytes().to_vec()
 }
 
 impl Rig {
@@ -142,8 +146,7 @@ fn nobody_knows<T: std::fmt::Debug>(name: &str, answer: Result<T, StoreError>) {
     assert!(matches!(answer, Err(StoreError::AnswerLost { .. })), "{name}: {answer:?}");
 }
 
-/// `form` says which of the forms of an attempt id the server is sent.
-fn sent_again(url: &str, port: u16, form: usize) {
+fn sent_again(url: &str, port: u16, form: Form) {
     let rig = Rig::new(url, port);
     rig.runtime.block_on(async {
         let others = async |name: &str| {
@@ -156,7 +159,7 @@ fn sent_again(url: &str, port: u16, form: usize) {
         let attempt = rig.start(name).await;
         let mut other = None;
         let said = rig
-            .again(&forms(attempt)[form], move |s| s.end(ns(), key(name), attempt, complete(name)), async {
+            .again(&form(attempt), move |s| s.end(ns(), key(name), attempt, complete(name)), async {
                 rig.is(name, Some(State::Completed)).await;
                 assert!(matches!(rig.direct.remove(ns(), key(name)).await.unwrap(), Removed::Removed));
                 other = Some(others(name).await);
@@ -168,7 +171,7 @@ fn sent_again(url: &str, port: u16, form: usize) {
         let name = "release";
         let attempt = rig.start(name).await;
         let said = rig
-            .again(&forms(attempt)[form], move |s| s.end(ns(), key(name), attempt, End::Release), async {
+            .again(&form(attempt), move |s| s.end(ns(), key(name), attempt, End::Release), async {
                 rig.is(name, None).await;
                 other = Some(others(name).await);
             })
@@ -180,7 +183,7 @@ fn sent_again(url: &str, port: u16, form: usize) {
         let attempt = rig.start(name).await;
         let end = End::Doubt { reason: "?".into() };
         let said = rig
-            .again(&forms(attempt)[form], move |s| s.end(ns(), key(name), attempt, end), async {
+            .again(&form(attempt), move |s| s.end(ns(), key(name), attempt, end), async {
                 rig.is(name, Some(State::InDoubt)).await;
                 let settled = rig.direct.settle(ns(), key(name), None, Settlement::NotHappened).await.unwrap();
                 assert!(matches!(settled, Settled::Done(None)));
@@ -195,7 +198,7 @@ fn sent_again(url: &str, port: u16, form: usize) {
             rig.doubt(&name, attempt).await;
             let (of, first) = (key(&name), settlement.clone());
             let said = rig
-                .again(&forms(attempt)[form], move |s| s.settle(ns(), of, Some(attempt), first), async {
+                .again(&form(attempt), move |s| s.settle(ns(), of, Some(attempt), first), async {
                     if matches!(settlement, Settlement::Happened { .. }) {
                         rig.is(&name, Some(State::Completed)).await;
                         rig.direct.remove(ns(), key(&name)).await.unwrap();
@@ -229,7 +232,7 @@ fn sent_again(url: &str, port: u16, form: usize) {
         let name = "mark";
         let marking = mark(name);
         let said = rig
-            .again(&forms(marking.attempt)[form], move |s| s.mark(marking), async {
+            .again(&form(marking.attempt), move |s| s.mark(marking), async {
                 rig.is(name, Some(State::Completed)).await;
                 rig.direct.remove(ns(), key(name)).await.unwrap();
                 other = Some(others(name).await);
@@ -243,7 +246,7 @@ fn sent_again(url: &str, port: u16, form: usize) {
         let beginning = begin(name);
         let attempt = beginning.attempt;
         let said = rig
-            .again(&forms(attempt)[form], move |s| s.begin(beginning), async {
+            .again(&form(attempt), move |s| s.begin(beginning), async {
                 rig.is(name, Some(State::InProgress)).await;
                 let beat = vec![(key(name), attempt, Duration::from_millis(1))];
                 rig.direct.heartbeat(ns(), beat).await.unwrap();
@@ -259,7 +262,7 @@ fn sent_again(url: &str, port: u16, form: usize) {
             rig.doubt(&name, attempt).await;
             let beginning = Begin { take_over: Some(attempt), ..begin(&name) };
             let sprung = rig.proxy.sprung();
-            rig.proxy.trap(fault, &forms(beginning.attempt)[form]);
+            rig.proxy.trap(fault, &form(beginning.attempt));
             let begun = rig.store.begin(beginning).await;
             assert!(matches!(begun, Ok(Begun::Started { attempts: 2, .. })), "{name}: {begun:?}");
             assert_eq!(rig.proxy.sprung(), sprung + 1);
@@ -268,20 +271,19 @@ fn sent_again(url: &str, port: u16, form: usize) {
         // Whichever time did it, these are so: the key is free, the mark is there, the result is recorded.
         let name = "freed";
         let attempt = rig.start(name).await;
-        let said = rig
-            .again(&forms(attempt)[form], move |s| s.end(ns(), key(name), attempt, End::Release), rig.is(name, None))
-            .await;
+        let said =
+            rig.again(&form(attempt), move |s| s.end(ns(), key(name), attempt, End::Release), rig.is(name, None)).await;
         assert!(matches!(said, Ok(Ended::Done { .. })), "{said:?}");
         let name = "marked";
         let marking = mark(name);
         let done = rig.is(name, Some(State::Completed));
-        let said = rig.again(&forms(marking.attempt)[form], move |s| s.mark(marking), done).await;
+        let said = rig.again(&form(marking.attempt), move |s| s.mark(marking), done).await;
         assert!(matches!(said, Ok(Marked::Recorded { .. })), "{said:?}");
         let name = "completed";
         let attempt = rig.start(name).await;
         let done = rig.is(name, Some(State::Completed));
         let end = complete(name);
-        let said = rig.again(&forms(attempt)[form], move |s| s.end(ns(), key(name), attempt, end), done).await;
+        let said = rig.again(&form(attempt), move |s| s.end(ns(), key(name), attempt, end), done).await;
         assert!(matches!(said, Ok(Ended::Done { .. })), "{said:?}");
     });
 }
@@ -289,11 +291,11 @@ fn sent_again(url: &str, port: u16, form: usize) {
 #[test]
 fn what_redis_is_sent_again_after_others_had_the_key_is_told_that_nobody_knows() {
     let redis = RedisServer::start(RedisConfig::new()).unwrap();
-    sent_again(&redis.url(), redis.port(), 0);
+    sent_again(&redis.url(), redis.port(), as_text);
 }
 
 #[test]
 fn what_postgres_is_sent_again_after_others_had_the_key_is_told_that_nobody_knows() {
     let postgres = PostgresServer::start(Disk::Fast, Tls::Off).unwrap();
-    sent_again(&postgres.url("postgres"), postgres.port(), 1);
+    sent_again(&postgres.url("postgres"), postgres.port(), as_bytes);
 }
