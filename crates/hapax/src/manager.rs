@@ -232,7 +232,12 @@ impl Hapax {
                 since: record.started_at,
                 waited: Duration::ZERO,
             }),
-            marked => Ok(marked),
+            marked => {
+                if let Marked::Recorded { expired, evicted, .. } = marked {
+                    self.inner.count_room(expired, evicted);
+                }
+                Ok(marked)
+            }
         }
     }
 

@@ -148,7 +148,7 @@ pub async fn mark(args: Mark, settings: &Settings, json: bool) -> Result<u8, Fai
     let marked = hapax.mark_executed(&key, &result, Some(ttl)).await?;
     close(&hapax).await;
     let (recorded, record) = match marked {
-        Marked::Recorded(record) => (true, record),
+        Marked::Recorded { record, .. } => (true, record),
         Marked::Exists(record) => (false, record),
     };
     print(json, &json!({ "recorded": recorded, "record": record }), || match recorded {

@@ -251,7 +251,7 @@ async fn mark(
     let marked = tenant.hapax.mark_remote(&call, result, request.ttl.map(|ttl| ttl.0)).await?;
     tenant.touch(&key);
     let (status, replayed, record) = match marked {
-        Marked::Recorded(record) => (StatusCode::CREATED, "false", record),
+        Marked::Recorded { record, .. } => (StatusCode::CREATED, "false", record),
         Marked::Exists(record) => (StatusCode::OK, "true", record),
     };
     let mut response = json_response(status, &record);

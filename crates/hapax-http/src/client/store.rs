@@ -166,7 +166,10 @@ impl Store for HttpStore {
             let path = format!("/v1/records/{}", encode_key(&mark.key));
             let answer = self.ask(&mark.namespace, Method::PUT, path, Some(body), Duration::ZERO).await?;
             match answer.status {
-                StatusCode::CREATED => Ok(Marked::Recorded(self.wire.read(&answer)?)),
+                StatusCode::CREATED => {
+                    // What went for it, the server counts.
+                    Ok(Marked::Recorded { record: self.wire.read(&answer)?, expired: 0, evicted: 0 })
+                }
                 StatusCode::OK => Ok(Marked::Exists(self.wire.read(&answer)?)),
                 StatusCode::CONFLICT => match self.record(&mark.namespace, &mark.key).await? {
                     Some(record) => Ok(Marked::Exists(record)),

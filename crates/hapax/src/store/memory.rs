@@ -519,9 +519,9 @@ impl Store for MemoryStore {
                 record.expires_at = mark.ttl.expires_at(now.wall);
                 let record = Box::new(record.to_record());
                 data.expires(record.expires_at);
-                return Ok(Marked::Recorded(record));
+                return Ok(Marked::recorded(record));
             }
-            self.make_room(data, now, mark.capacity)?;
+            let (expired, evicted) = self.make_room(data, now, mark.capacity)?;
             let kept = Kept {
                 key: mark.key,
                 namespace: mark.namespace,
@@ -547,7 +547,7 @@ impl Store for MemoryStore {
             let record = kept.to_record();
             data.insert(kept, 0);
             data.expires(record.expires_at);
-            Ok(Marked::Recorded(Box::new(record)))
+            Ok(Marked::Recorded { record: Box::new(record), expired, evicted })
         });
         self.wake();
         answer

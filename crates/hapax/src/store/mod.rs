@@ -34,7 +34,7 @@ pub mod postgres;
 pub mod redis;
 #[cfg(feature = "encrypt")]
 pub mod sealed;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod shared;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
@@ -348,9 +348,23 @@ pub struct Mark {
 #[derive(Clone, Debug)]
 pub enum Marked {
     /// The key was absent or in doubt; the result is recorded.
-    Recorded(Box<Record>),
+    Recorded {
+        /// The record.
+        record: Box<Record>,
+        /// Expired records removed to make room.
+        expired: u64,
+        /// Records evicted to make room.
+        evicted: u64,
+    },
     /// A result, an error or a live attempt stands there; nothing changed.
     Exists(Box<Record>),
+}
+
+impl Marked {
+    /// Recorded where no room had to be made.
+    fn recorded(record: Box<Record>) -> Self {
+        Self::Recorded { record, expired: 0, evicted: 0 }
+    }
 }
 
 /// The answer to a removal.
@@ -478,6 +492,12 @@ pub struct Census {
 /// Every method is one atomic step, and safe to call from many tasks, threads
 /// and (for stores that are shared) processes at once. Futures may be dropped
 /// at any point: the step then happens or not, never by half.
+///
+/// A store may send a request to its server again when it got no answer, and
+/// then answers only what is true whichever sending did the work: an attempt
+/// found under its id has begun, an end found on record is done, and a key that
+/// was to be freed and is absent is free, whoever freed it. Where what it finds
+/// may have come after its own work, the answer is [`StoreError::AnswerLost`].
 pub trait Store: Any + Send + Sync + fmt::Debug {
     /// Where it is, without secrets: `memory:`, `sqlite:/var/lib/x.db`.
     fn location(&self) -> &str;
@@ -536,7 +556,8 @@ pub trait Store: Any + Send + Sync + fmt::Debug {
     /// Removes all recorded results and errors of a namespace; returns how many.
     fn clear(&self, namespace: Arc<str>) -> StoreFuture<'_, u64>;
 
-    /// Removes up to `limit` expired records of all namespaces; returns how many.
+    /// Removes up to `limit` expired records of all namespaces; returns how many (fewer than went, when an answer was
+    /// lost on the way: they were absent to every operation before).
     fn sweep(&self, limit: usize) -> StoreFuture<'_, u64>;
 
     /// Removes the `count` oldest recorded results and errors of a namespace; returns how many.

@@ -239,7 +239,9 @@ impl Around for SealedStore {
                 mark.params = Some(self.seal_json(params, &mark.namespace, &mark.key, "params")?);
             }
             Ok(match self.store.mark(mark).await? {
-                Marked::Recorded(record) => Marked::Recorded(self.opened(record)?),
+                Marked::Recorded { record, expired, evicted } => {
+                    Marked::Recorded { record: self.opened(record)?, expired, evicted }
+                }
                 Marked::Exists(record) => Marked::Exists(self.opened(record)?),
             })
         })

@@ -70,6 +70,14 @@ pub(super) fn texts(value: Value) -> Vec<String> {
         .collect()
 }
 
+/// A value as text; nothing is empty.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        _ => String::new(),
+    }
+}
+
 pub(super) fn number(value: Option<&Value>) -> i64 {
     match value {
         Some(Value::Int(n)) => *n,
@@ -321,13 +329,41 @@ async fn soon(
 
 // --- removals in bulk -------------------------------------------------------
 
-/// Removes what is recorded under these entries; how many were.
-async fn evict_these(shared: &Shared, entries: &[(Arc<Bucket>, String)], most: u64) -> Result<u64, StoreError> {
-    let mut gone = 0;
+/// How many records went.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Gone {
+    sure: u64,
+    /// Those that a removal sent again did not find: by its first time, or by another.
+    unsure: u64,
+}
+
+impl Gone {
+    /// At most so many.
+    pub(super) fn at_most(self) -> u64 {
+        self.sure + self.unsure
+    }
+
+    /// The number, if it is known.
+    pub(super) fn known(self, shared: &Shared) -> Result<u64, StoreError> {
+        if self.unsure == 0 {
+            return Ok(self.sure);
+        }
+        let message = format!(
+            "a connection broke, so that it is not known how many went: at least {}, at most {}; nothing is left to be done",
+            self.sure,
+            self.at_most()
+        );
+        Err(StoreError::AnswerLost { store: shared.topology.location.clone(), message })
+    }
+}
+
+/// Removes what is recorded under these entries.
+async fn evict_these(shared: &Shared, entries: &[(Arc<Bucket>, String)], most: u64) -> Result<Gone, StoreError> {
+    let mut gone = Gone::default();
     // No more are asked for at once than may go, so that live ones in between do not make it too many.
     let mut rest = entries.iter();
-    while gone < most {
-        let now = usize::try_from(most - gone).unwrap_or(WINDOW).min(WINDOW);
+    while gone.at_most() < most {
+        let now = usize::try_from(most - gone.at_most()).unwrap_or(WINDOW).min(WINDOW);
         let mut asked = Vec::new();
         for (bucket, id) in rest.by_ref().take(now) {
             let Some((place, record)) = id.split_at_checked(PLACE) else { continue };
@@ -337,7 +373,11 @@ async fn evict_these(shared: &Shared, entries: &[(Arc<Bucket>, String)], most: u
             break;
         }
         for answer in asked {
-            gone += u64::from(answer.await.map_err(|_| shared.driver.gone())?? == b"R");
+            match answer.await.map_err(|_| shared.driver.gone())??.as_slice() {
+                b"R" => gone.sure += 1,
+                b"U" => gone.unsure += 1,
+                _ => {}
+            }
         }
     }
     Ok(gone)
@@ -348,21 +388,22 @@ pub(super) async fn clear(shared: &Arc<Shared>, space: &Arc<Space>) -> Result<u6
     let cleared = evict(shared, std::slice::from_ref(space), u64::MAX).await;
     // Even if it ended half way.
     shared.watch.raise();
-    cleared
+    cleared?.known(shared)
 }
 
 /// Removes the oldest recorded results and errors of these namespaces.
-pub(super) async fn evict(shared: &Arc<Shared>, spaces: &[Arc<Space>], count: u64) -> Result<u64, StoreError> {
+pub(super) async fn evict(shared: &Arc<Shared>, spaces: &[Arc<Space>], count: u64) -> Result<Gone, StoreError> {
     fold::all(shared, spaces).await?;
     let mut aged = Aged::new(spaces, "a", "", usize::try_from(count).unwrap_or(CHUNK * 16));
-    let mut gone = 0;
-    while gone < count {
-        let wanted = usize::try_from(count - gone).unwrap_or(usize::MAX).min(4 * WINDOW);
+    let mut gone = Gone::default();
+    while gone.at_most() < count {
+        let wanted = usize::try_from(count - gone.at_most()).unwrap_or(usize::MAX).min(4 * WINDOW);
         let entries = aged.next(shared, wanted).await?;
         if entries.is_empty() {
             break;
         }
-        gone += evict_these(shared, &entries, count - gone).await?;
+        let these = evict_these(shared, &entries, count - gone.at_most()).await?;
+        gone = Gone { sure: gone.sure + these.sure, unsure: gone.unsure + these.unsure };
     }
     shared.watch.raise();
     Ok(gone)

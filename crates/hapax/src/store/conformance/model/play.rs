@@ -221,7 +221,7 @@ impl Game {
                 let wanted = self.reference.mark(&mark, now);
                 let answer = h.store.mark(mark).await;
                 match (&answer, &wanted) {
-                    (Ok(Marked::Recorded(record)), Marks::Recorded(seen))
+                    (Ok(Marked::Recorded { record, .. }), Marks::Recorded(seen))
                     | (Ok(Marked::Exists(record)), Marks::Exists(seen)) => self.same(record, seen),
                     (Err(StoreError::Capacity { .. }), Marks::Refused) => Ok(()),
                     _ => differ(answer, wanted),
