@@ -113,6 +113,9 @@ pub struct Orders {
     pub sabotage: Option<Sabotage>,
 }
 
+/// New keys a second beyond which callers hurry.
+const BRISK: u64 = 300;
+
 /// Keys that callers work on at a time; older ones are only looked at again.
 const WINDOW: u64 = 48;
 
@@ -178,6 +181,11 @@ impl Orders {
         rng
     }
 
+    /// Whether keys come up so fast that callers must hurry.
+    pub fn is_brisk(&self) -> bool {
+        self.keys_per_second > BRISK
+    }
+
     /// The newest key that has come up.
     pub fn newest(&self) -> u64 {
         let elapsed = now_ms().saturating_sub(self.began_ms);
@@ -241,10 +249,11 @@ pub struct Script {
 }
 
 impl Script {
-    /// Draws one.
-    pub fn draw(rng: &mut StdRng) -> Self {
+    /// Draws one; of a brisk storm, in which callers seldom tarry.
+    pub fn draw(brisk: bool, rng: &mut StdRng) -> Self {
         let delay = |rng: &mut StdRng| match rng.random_range(0..10) {
             0..3 => Duration::ZERO,
+            _ if brisk && rng.random_bool(0.95) => Duration::ZERO,
             3..8 => Duration::from_micros(rng.random_range(0..8_000)),
             _ => Duration::from_millis(rng.random_range(0..60)),
         };

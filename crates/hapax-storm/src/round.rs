@@ -47,7 +47,7 @@ pub const KEYS_PER_SECOND: u64 = 150;
 /// all keys once nothing strikes any more.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// And so much longer for each key.
-const PATIENCE_PER_KEY: Duration = Duration::from_micros(500);
+const PATIENCE_PER_KEY: Duration = Duration::from_millis(5);
 /// How long after its lease an attempt whose owner is dead may still live: what it had sent is on its way.
 const LINGERING: Duration = Duration::from_millis(500);
 /// What of a round's time is for the storm, and for the recovery; in the last part of that no keys come up.

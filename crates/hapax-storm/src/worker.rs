@@ -142,7 +142,7 @@ impl Worker {
         while !*stopped.borrow() {
             let n = self.orders.pick(&mut rng);
             self.call(n, &mut rng).await?;
-            tokio::time::sleep(Duration::from_micros(rng.random_range(0..6_000))).await;
+            self.breathe(6_000, &mut rng).await;
         }
         Ok(())
     }
@@ -156,14 +156,23 @@ impl Worker {
             } else {
                 let Some(n) = self.take_missing(&mut rng) else { break };
                 let has_come_up = n <= self.orders.newest();
-                let has_value = has_come_up && self.call(n, &mut rng).await?;
-                if !has_value {
+                if !has_come_up {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                if !has_come_up || !self.call(n, &mut rng).await? {
                     self.missing.lock().unwrap_or_else(PoisonError::into_inner).push(n);
                 }
             }
-            tokio::time::sleep(Duration::from_micros(rng.random_range(0..3_000))).await;
+            self.breathe(3_000, &mut rng).await;
         }
         Ok(())
+    }
+
+    /// Waits for at most so many microseconds between two calls.
+    async fn breathe(&self, most: u64, rng: &mut StdRng) {
+        if !self.orders.is_brisk() {
+            tokio::time::sleep(Duration::from_micros(rng.random_range(0..most))).await;
+        }
     }
 
     /// Takes a key out that there is no value for yet.
@@ -175,7 +184,7 @@ impl Worker {
 
     /// One call of `execute`; true if it returned a value.
     async fn call(&self, n: u64, rng: &mut StdRng) -> Result<bool> {
-        let script = Script::draw(rng);
+        let script = Script::draw(self.orders.is_brisk(), rng);
         let lie = self.orders.sabotage == Some(Sabotage::Lie) && rng.random_bool(0.02);
         let forget = self.orders.sabotage == Some(Sabotage::Forget) && rng.random_bool(0.02);
         let in_flight = if script.reject { InFlight::Reject } else { InFlight::Wait(WAIT) };
