@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use hapax::store::StoreError;
 use hapax::{ActionError, Error, Hapax, InFlight, OnDoubt, PolicyPatch, Record, State};
 
 use crate::fleet::Strikes;
@@ -131,7 +132,10 @@ async fn check_part(
     count(&seen, tally);
     // The records first: how soon a dead owner is noticed is part of the promise.
     let records: Vec<(u64, Option<Record>)> = stream::iter(part)
-        .map(|n| async move { anyhow::Ok((n, fresh.record(&orders.key(n)?).await?)) })
+        .map(|n| async move {
+            let key = orders.key(n)?;
+            anyhow::Ok((n, patiently(|| fresh.record(&key)).await?))
+        })
         .buffered(AT_ONCE)
         .try_collect()
         .await?;
@@ -190,16 +194,34 @@ fn evidence(seen: &Seen, record: Option<&Record>) -> String {
     format!("    ledger:{}\n    events:{}\n    record: {record}", lines(&seen.ledger), lines(&seen.events))
 }
 
+/// How long the checker asks a server that does not answer, on a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks until the store answers, but not for ever.
+async fn patiently<T, F: Future<Output = Result<T, Error>>>(ask: impl Fn() -> F) -> Result<T, Error> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Err(Error::Store(StoreError::Unavailable { .. } | StoreError::AnswerLost { .. }))
+                if Instant::now() < until => {}
+            answer => return answer,
+        }
+    }
+}
+
 /// Presents a key that has a record to a fresh manager, with an action that must not run.
 async fn ask_again(fresh: &Hapax, orders: &Orders, n: u64, seen: &Seen) -> Result<bool, String> {
     let ran = Arc::new(AtomicBool::new(false));
     let told = ran.clone();
-    let answer = fresh
-        .execute(&orders.action(n), move |_| async move {
+    let action = orders.action(n);
+    let ask = || {
+        let told = told.clone();
+        fresh.execute(&action, move |_| async move {
             told.store(true, Ordering::Relaxed);
             Err::<Answer, _>(ActionError::unknown("it must not run"))
         })
-        .await;
+    };
+    let answer = patiently(ask).await;
     if ran.load(Ordering::Relaxed) {
         return Err("the action ran again when the key was presented after the storm".into());
     }
@@ -222,7 +244,7 @@ async fn stats(
     strikes: Strikes,
     orders: &Orders,
 ) -> Result<Vec<Violation>> {
-    let stats = fresh.stats().await?;
+    let stats = patiently(|| fresh.stats()).await?;
     let count = |state| states.get(&state).copied().unwrap_or_default();
     // An attempt that was killed between its begin and its first line counts, too.
     let most = tally.runs + tally.outages + (strikes.kills + tally.mishaps) * orders.tasks as u64;

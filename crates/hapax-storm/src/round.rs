@@ -104,6 +104,7 @@ pub fn run(
             .push(Violation::general(format!("wedged: workers that were told to stop still run after {PATIENCE:?}")));
     }
     conclude(fleet, &orders, &mut report)?;
+    report.strikes.outages = ground.outages;
     let (violations, tally) = runtime.block_on(check::check(&orders, report.strikes))?;
     report.violations.extend(violations);
     report.storm = tally;

@@ -36,13 +36,13 @@ fn a_short_storm_finds_nothing() {
 
 #[test]
 fn nor_does_one_in_which_redis_is_killed() {
-    let text = finds_nothing(&["--store", "redis", "--seconds", "5"]);
+    let text = finds_nothing(&["--store", "redis", "--seconds", "4"]);
     assert!(!text.contains("in 0 outages"), "{text}");
 }
 
 #[test]
 fn nor_does_one_in_which_postgres_is_killed() {
-    let text = finds_nothing(&["--store", "postgres", "--seconds", "5"]);
+    let text = finds_nothing(&["--store", "postgres", "--seconds", "4"]);
     assert!(!text.contains("in 0 outages"), "{text}");
 }
 
