@@ -77,10 +77,14 @@ impl Fleet {
         ground.calm()
     }
 
-    /// Lets the workers come to their end; false if they do not within this time.
+    /// Lets the workers come to their end; false if they do not, and have made no progress for this time.
     pub fn finish(&mut self, within: Duration, rng: &mut StdRng) -> Result<bool> {
-        let until = Instant::now() + within;
+        let (mut until, mut before) = (Instant::now() + within, 0);
         while !self.is_done() {
+            let progress = std::fs::metadata(self.orders.progress()).map_or(0, |m| m.len());
+            if progress > before {
+                (until, before) = (Instant::now() + within, progress);
+            }
             if Instant::now() >= until {
                 return Ok(false);
             }

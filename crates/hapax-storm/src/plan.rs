@@ -151,6 +151,11 @@ impl Orders {
         self.dir.join(format!("fence-{}", n / PART))
     }
 
+    /// A file that grows by a byte whenever a worker gets a value that it had been missing.
+    pub fn progress(&self) -> PathBuf {
+        self.dir.join("progress")
+    }
+
     /// Where workers write what must not be, in free text.
     pub fn complaints(&self) -> PathBuf {
         self.dir.join("complaints")

@@ -5,6 +5,7 @@
 //! the action, the acknowledgement right after `execute` returned. Invariant: a
 //! line in the event log is true, whenever the worker dies.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,6 +38,7 @@ struct Worker {
     orders: Arc<Orders>,
     hapax: Hapax,
     logs: Arc<Logs>,
+    progress: File,
     /// In recovery, the keys that this worker has no value for yet.
     missing: Mutex<Vec<u64>>,
 }
@@ -80,8 +82,13 @@ async fn work(orders: Orders, stopped: watch::Receiver<bool>) -> Result<()> {
     // What all workers must have a value for; of many keys, each takes its share.
     let mine = |n: &u64| orders.keys <= PART || *n % orders.workers as u64 == orders.worker as u64;
     let missing = if orders.phase == Phase::Recover { (0..orders.keys).filter(mine).collect() } else { Vec::new() };
-    let worker =
-        Arc::new(Worker { logs: Arc::default(), missing: Mutex::new(missing), hapax, orders: Arc::new(orders) });
+    let worker = Arc::new(Worker {
+        logs: Arc::default(),
+        progress: File::options().create(true).append(true).open(orders.progress())?,
+        missing: Mutex::new(missing),
+        hapax,
+        orders: Arc::new(orders),
+    });
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..worker.orders.tasks {
         let (worker, stopped) = (worker.clone(), stopped.clone());
@@ -159,7 +166,9 @@ impl Worker {
                 if !has_come_up {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                if !has_come_up || !self.call(n, &mut rng).await? {
+                if has_come_up && self.call(n, &mut rng).await? {
+                    (&self.progress).write_all(b".")?;
+                } else {
                     self.missing.lock().unwrap_or_else(PoisonError::into_inner).push(n);
                 }
             }
