@@ -373,7 +373,7 @@ pub struct Mark {
     pub ttl: Option<Keep>,
 }
 
-/// List records, oldest first
+/// List records, oldest first unless told otherwise
 #[derive(Args, Debug)]
 pub struct Ls {
     /// Of this action type
@@ -391,10 +391,13 @@ pub struct Ls {
     /// Whose result expires within this time
     #[arg(long, value_name = "DURATION")]
     pub expiring_within: Option<Span>,
+    /// Newest first
+    #[arg(long)]
+    pub newest: bool,
     /// At most this many, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub limit: u16,
-    /// Where to go on: what the last page called `next`
+    /// Where to go on: what the last page, in the same order, called `next`
     #[arg(long, value_name = "CURSOR", conflicts_with = "all")]
     pub cursor: Option<String>,
     /// All of them, not a page

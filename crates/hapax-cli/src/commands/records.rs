@@ -3,7 +3,7 @@
 
 mod show;
 
-use hapax::store::{Filter, MAX_PAGE, Marked, Settlement};
+use hapax::store::{Filter, MAX_PAGE, Marked, Order, Settlement};
 use hapax::{Error, Key, Record, State, Ttl};
 use serde::Serialize;
 use serde_json::json;
@@ -80,6 +80,7 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         signal_id: args.signal,
         state: args.state,
         expiring_within: args.expiring_within.map(|s| s.0),
+        order: if args.newest { Order::NewestFirst } else { Order::OldestFirst },
     };
     let hapax = existing(settings).await?;
     let mut answer = Answer { records: Vec::new(), next: args.cursor };

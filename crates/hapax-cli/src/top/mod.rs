@@ -38,7 +38,7 @@ pub async fn top(args: &Top, settings: &Settings, json: bool) -> Result<u8, Fail
             "top is for people: for programs there are `hapax stats --json` and `hapax ls --json`",
         ));
     }
-    let mut source = Source::open(settings).await?;
+    let source = Source::open(settings).await?;
     if args.once {
         let snapshot = source.look().await?;
         source.close().await;
@@ -88,7 +88,7 @@ async fn watch(
             _ = term.recv() => break,
             _ = hup.recv() => break,
             _ = turn.tick() => {
-                if let Some(mut source) = idle.take() {
+                if let Some(source) = idle.take() {
                     let tell = tell.clone();
                     tokio::spawn(async move {
                         let looked = Box::new(source.look().await);

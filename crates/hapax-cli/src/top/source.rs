@@ -1,12 +1,6 @@
 //! What `hapax top` shows, from any store, by queries of bounded size.
-//!
-//! Queries go from the oldest record on, so that the newest are found by walking
-//! to the end once, at most `WALK` pages a look, and by reading the last page
-//! again from then on.
 
-use std::collections::VecDeque;
-
-use hapax::store::{Filter, MAX_PAGE};
+use hapax::store::{Filter, MAX_PAGE, Order};
 use hapax::{Clock as _, Error, Hapax, Record, State, Stats, SystemClock, Timestamp};
 
 use crate::commands::{close, existing};
@@ -17,8 +11,6 @@ use crate::settings::Settings;
 const LIVE: usize = 200;
 /// The newest records that are kept for the panes.
 pub const NEWEST: usize = 500;
-/// Pages that one look reads at most on its way to the newest.
-const WALK: usize = 5;
 
 /// What there was at one moment.
 #[derive(Clone, Debug)]
@@ -32,8 +24,6 @@ pub struct Snapshot {
     pub in_progress: Vec<Record>,
     /// Recorded results and errors, newest first, without params and results.
     pub newest: Vec<Record>,
-    /// There are newer ones that the walk has not reached yet.
-    pub walking: bool,
 }
 
 /// A store that is looked at again and again.
@@ -41,10 +31,6 @@ pub struct Source {
     hapax: Option<Hapax>,
     /// Set while there is no store yet; looking must not make one.
     settings: Option<Waiting>,
-    /// Where the last page begins.
-    cursor: Option<String>,
-    /// Recorded records before the last page, newest last.
-    before: VecDeque<Record>,
 }
 
 struct Waiting {
@@ -59,7 +45,7 @@ impl Source {
             Some(_) => None,
             None => Some(Waiting { store: settings.store()?, namespace: settings.namespace.value.clone() }),
         };
-        Ok(Self { hapax, settings: waiting, cursor: None, before: VecDeque::new() })
+        Ok(Self { hapax, settings: waiting })
     }
 
     pub fn hapax(&self) -> Option<Hapax> {
@@ -73,14 +59,14 @@ impl Source {
     }
 
     /// Looks once.
-    pub async fn look(&mut self) -> Result<Snapshot, Error> {
+    pub async fn look(&self) -> Result<Snapshot, Error> {
         let Some(hapax) = self.hapax.clone() else { return Ok(self.empty()) };
         let live = async |state| -> Result<Vec<Record>, Error> {
             let filter = Filter { state: Some(state), ..Filter::default() };
             Ok(hapax.records(filter, None, LIVE).await?.records.into_iter().map(light).collect())
         };
         let (in_doubt, in_progress) = (live(State::InDoubt).await?, live(State::InProgress).await?);
-        let (newest, walking) = self.newest(&hapax).await?;
+        let newest = Self::newest(&hapax).await?;
         let info = hapax.info().await?;
         Ok(Snapshot {
             store: info.store,
@@ -90,7 +76,6 @@ impl Source {
             in_doubt,
             in_progress,
             newest,
-            walking,
         })
     }
 
@@ -107,34 +92,17 @@ impl Source {
             in_doubt: Vec::new(),
             in_progress: Vec::new(),
             newest: Vec::new(),
-            walking: false,
         }
     }
 
-    async fn newest(&mut self, hapax: &Hapax) -> Result<(Vec<Record>, bool), Error> {
-        let mut last = Vec::new();
-        let mut walking = true;
-        for _ in 0..WALK {
-            let page = hapax.records(Filter::default(), self.cursor.clone(), MAX_PAGE).await?;
-            last = page.records.into_iter().filter(|r| r.state.is_recorded()).map(light).collect();
-            match page.next {
-                Some(next) => {
-                    self.before.extend(last.drain(..));
-                    let surplus = self.before.len().saturating_sub(NEWEST);
-                    self.before.drain(..surplus);
-                    self.cursor = Some(next);
-                }
-                None => {
-                    walking = false;
-                    break;
-                }
-            }
-        }
-        // By time: a key that ran again may stand where it stood before.
-        let mut newest: Vec<Record> = self.before.iter().cloned().chain(last).collect();
+    /// Recorded results and errors, the last recorded first.
+    async fn newest(hapax: &Hapax) -> Result<Vec<Record>, Error> {
+        let filter = Filter { order: Order::NewestFirst, ..Filter::default() };
+        let page = hapax.records(filter, None, MAX_PAGE).await?;
+        let recorded = page.records.into_iter().filter(|r| r.state.is_recorded());
+        let mut newest: Vec<Record> = recorded.take(NEWEST).map(light).collect();
         newest.sort_by_key(|r| std::cmp::Reverse(r.executed_at.unwrap_or(r.started_at)));
-        newest.truncate(NEWEST);
-        Ok((newest, walking))
+        Ok(newest)
     }
 }
 

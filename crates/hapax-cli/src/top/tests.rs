@@ -29,7 +29,6 @@ fn model(text: &str) -> Model {
         in_doubt: vec![record("doubtful", "in_doubt", text)],
         in_progress: vec![record("running", "in_progress", text)],
         newest: (0..20).map(|n| record(&format!("done-{n}"), "completed", text)).collect(),
-        walking: false,
     })
 }
 

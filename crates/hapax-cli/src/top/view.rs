@@ -105,9 +105,6 @@ fn header(model: &Model, width: usize) -> Vec<String> {
         line.push_str(&fact);
     }
     lines.push(line);
-    if s.walking {
-        lines.push("still reading; the newest records are not here yet".into());
-    }
     lines
 }
 
