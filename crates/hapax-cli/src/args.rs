@@ -136,7 +136,7 @@ pub enum Command {
 /// / filters, ? helps, q quits.
 #[derive(Args, Debug)]
 pub struct Top {
-    /// How often it looks, 250ms to 60s
+    /// How often it looks, 250ms to 60s; a server tells what happens, and is asked only when it does not
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     pub interval: Span,
     /// Print what there is now, once, and end; works without a terminal
