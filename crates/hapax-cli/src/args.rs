@@ -333,6 +333,12 @@ The configuration file is TOML. All of it may be left out:
   target = \"stripe\"
   ttl = \"never\"              # and the others from ttl to keep_params
 
+  [encryption]               # seals results, params and errors of a store that is no server
+  current = \"2026-11\"
+  [[encryption.key]]
+  id = \"2026-11\"
+  file = \"hapax.key\"         # 64 hexadecimal digits, as `openssl rand -hex 32` prints
+
 Of several rules that fit, the later one counts, and one with a target before one without. What is wrong \
 in the file is an error: nothing runs with half a configuration.";
 

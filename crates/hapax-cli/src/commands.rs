@@ -13,13 +13,14 @@ mod statistics;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapax::{Builder, Hapax};
+use hapax::{Builder, Hapax, Shutdown};
 use hapax_http::HttpStore;
 use hapax_http::telemetry::{self, LogFormat, Telemetry};
 use serde::Serialize;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
+use crate::sealed;
 use crate::settings::{Settings, is_absent, is_server};
 use crate::terminal;
 
@@ -100,11 +101,13 @@ async fn ask(command: Command, settings: &Settings, json: bool) -> Result<u8, Fa
 }
 
 /// A manager on the store, as the settings say.
-pub fn manager(settings: &Settings) -> Result<Builder, Failure> {
-    Ok(match server(settings)? {
-        Some(server) => configured(Hapax::builder().store(server), settings),
-        None => configured(Hapax::builder().store_url(settings.store()?), settings),
-    })
+pub async fn manager(settings: &Settings) -> Result<Builder, Failure> {
+    // What a server's store keeps is sealed and opened there.
+    if let Some(server) = server(settings)? {
+        return Ok(configured(Hapax::builder().store(server), settings));
+    }
+    let store = hapax::store::open(&settings.store()?).await.map_err(hapax::Error::from)?;
+    Ok(configured(Hapax::builder().store(sealed::around(store, settings)?), settings))
 }
 
 /// The server, if the store is one.
@@ -146,7 +149,7 @@ pub async fn existing(settings: &Settings) -> Result<Option<Hapax>, Failure> {
 }
 
 async fn open(settings: &Settings) -> Result<Hapax, Failure> {
-    build(manager(settings)?, settings).await
+    build(manager(settings).await?, settings).await
 }
 
 /// A manager on this server.
@@ -160,7 +163,12 @@ async fn build(builder: Builder, settings: &Settings) -> Result<Hapax, Failure> 
 
 /// Lets go of the store. The answer stands whatever becomes of the counters.
 pub async fn close(hapax: &Hapax) {
-    let _ = tokio::time::timeout(CLOSE_LIMIT, hapax.shutdown(CLOSE_LIMIT)).await;
+    let _ = tokio::time::timeout(CLOSE_LIMIT, async {
+        if let Ok(Shutdown { unfinished: 0, .. }) = hapax.shutdown(CLOSE_LIMIT).await {
+            let _ = hapax.store().close().await;
+        }
+    })
+    .await;
 }
 
 /// Prints an answer in the form that was asked for.

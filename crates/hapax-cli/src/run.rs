@@ -44,7 +44,8 @@ pub async fn run(args: Run, settings: &Settings, json: bool) -> Result<u8, Failu
     let waiting = Waiting::new(json, args.verbose);
     let mut signals = Signals::listen()?;
     let hook = waiting.clone();
-    let hapax = manager(settings)?
+    let hapax = manager(settings)
+        .await?
         .policy(policy(&planned.chosen, settings)?)
         .on_wait(move |record, waited| hook.show(record, waited))
         .build()

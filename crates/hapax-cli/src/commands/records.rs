@@ -12,6 +12,7 @@ use super::{close, existing, open, print};
 use crate::action::result_of;
 use crate::args::{Cleanup, Ls, Mark, Settle};
 use crate::failure::{Failure, IN_FLIGHT};
+use crate::sealed;
 use crate::settings::Settings;
 use crate::terminal;
 use crate::units::Keep;
@@ -101,6 +102,7 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         close(hapax).await;
     }
     if json {
+        answer.records.iter().try_for_each(sealed::is_open)?;
         terminal::print(&terminal::json(&answer)?)?;
         return Ok(0);
     }
