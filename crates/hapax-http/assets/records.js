@@ -117,16 +117,19 @@ export function records({ open, filters, filtered }) {
   async function next() {
     const before = shown.length;
     more.disabled = true;
+    // From now on: what comes live meanwhile must not take this page's place.
+    const was = paged;
+    paged = true;
     try {
       // The newest came with the overview, which has no cursor.
       const page = cursor ? await fetchPage(cursor) : await fetchPage(null, LIVE + PAGE);
       shown = (cursor ? [...shown, ...page.records] : page.records).slice(0, MOST);
       cursor = shown.length < MOST ? page.next : null;
-      paged = true;
       reset.hidden = false;
       draw();
       list.querySelectorAll('.row')[before]?.focus();
     } catch (error) {
+      paged = was;
       if (error.name !== 'AbortError') fail(error);
     } finally {
       more.disabled = false;

@@ -5,6 +5,7 @@
 mod common;
 
 mod browser;
+mod many;
 
 use std::net::SocketAddr;
 
@@ -172,6 +173,12 @@ async fn from_the_first_record_to_a_settled_doubt() {
         .await;
     page.press("Escape").await;
     page.until("document.activeElement === document.body").await;
+    // Leaving the field leaves the filter.
+    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    assert_eq!(
+        page.js("document.querySelector('#by-action').value + location.hash").await,
+        "send_mail#action=send_mail"
+    );
     page.js("document.querySelector('#records .row').focus()").await;
     page.press("j").await;
     page.until("document.activeElement === document.querySelectorAll('#records .row')[1]").await;
