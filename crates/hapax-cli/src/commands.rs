@@ -149,16 +149,14 @@ pub async fn existing(settings: &Settings) -> Result<Option<Hapax>, Failure> {
 }
 
 async fn open(settings: &Settings) -> Result<Hapax, Failure> {
-    build(manager(settings).await?, settings).await
+    let policy = settings.chosen_by_default()?.patch();
+    Ok(manager(settings).await?.policy(policy).build().await?)
 }
 
 /// A manager on this server.
 pub async fn open_at(server: Arc<HttpStore>, settings: &Settings) -> Result<Hapax, Failure> {
-    build(configured(Hapax::builder().store(server), settings), settings).await
-}
-
-async fn build(builder: Builder, settings: &Settings) -> Result<Hapax, Failure> {
-    Ok(builder.policy(settings.chosen_by_default()?.patch()).build().await?)
+    let policy = settings.chosen_by_default()?.patch();
+    Ok(configured(Hapax::builder().store(server), settings).policy(policy).build().await?)
 }
 
 /// Lets go of the store. The answer stands whatever becomes of the counters.

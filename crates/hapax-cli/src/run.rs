@@ -44,9 +44,11 @@ pub async fn run(args: Run, settings: &Settings, json: bool) -> Result<u8, Failu
     let waiting = Waiting::new(json, args.verbose);
     let mut signals = Signals::listen()?;
     let hook = waiting.clone();
+    // What is wrong with the choices is said before there is a store.
+    let policy = policy(&planned.chosen, settings)?;
     let hapax = manager(settings)
         .await?
-        .policy(policy(&planned.chosen, settings)?)
+        .policy(policy)
         .on_wait(move |record, waited| hook.show(record, waited))
         .build()
         .await?;
