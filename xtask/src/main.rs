@@ -24,7 +24,7 @@ The project's own commands:
   cargo xtask test            format, clippy with warnings denied, all tests, docs
   cargo xtask bench [ARGS]    the benchmarks, in release (ARGS go to hapax-bench)
   cargo xtask storm [ARGS]    kill workers at random and check every promise, in release
-                              (ARGS go to hapax-storm: --minutes N, --seed S, …; power --cuts N)
+                              (ARGS go to hapax-storm: --minutes N, --store redis, …; power --cuts N)
   cargo xtask model [ARGS]    look at every state of the protocol's model, in release
                               (ARGS go to hapax-model: --attempts N; histories [COUNT [SEED]])
   cargo xtask fuzz [TARGET…]  hand the targets of fuzz/ what libFuzzer makes up: --minutes N each (10), or

@@ -158,20 +158,28 @@ impl Metrics {
         let outcome = match answer {
             Ok(RemoteClaimed::Started(_)) => "claimed",
             Ok(RemoteClaimed::Replay(_)) => "replayed",
-            Err(Error::InFlight { .. }) => "in_flight",
-            Err(Error::InDoubt { .. }) => "in_doubt",
-            Err(Error::ParamsMismatch { .. }) => "mismatch",
-            Err(Error::ShuttingDown) => "shutting_down",
-            Err(_) => "error",
+            Err(error) => Self::refusal(error),
         };
-        self.outcome(outcome);
-        self.waits.observe(waited);
+        self.claim(outcome, waited);
     }
 
-    pub(crate) fn outcome(&self, outcome: &str) {
+    /// The outcome of a claim that was refused.
+    pub(crate) fn refusal(error: &Error) -> &'static str {
+        match error {
+            Error::InFlight { .. } => "in_flight",
+            Error::InDoubt { .. } => "in_doubt",
+            Error::ParamsMismatch { .. } => "mismatch",
+            Error::ShuttingDown => "shutting_down",
+            _ => "error",
+        }
+    }
+
+    /// A claim that went like this, after so long.
+    pub(crate) fn claim(&self, outcome: &str, waited: Duration) {
         if let Some((counter, _)) = self.outcomes.iter().zip(OUTCOMES).find(|(_, name)| *name == outcome) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+        self.waits.observe(waited);
     }
 
     pub(crate) fn action(&self, duration: Duration) {

@@ -14,6 +14,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::ground::Ground;
 use crate::plan::Orders;
 
 const TICK: Duration = Duration::from_millis(2);
@@ -23,6 +24,17 @@ const TICK: Duration = Duration::from_millis(2);
 pub struct Strikes {
     pub kills: u64,
     pub pauses: u64,
+    /// How often the server was killed, or the disk filled.
+    pub outages: u64,
+}
+
+impl Strikes {
+    /// Adds another's counts.
+    pub fn add(&mut self, other: Self) {
+        self.kills += other.kills;
+        self.pauses += other.pauses;
+        self.outages += other.outages;
+    }
 }
 
 enum Slot {
@@ -42,30 +54,37 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// A fleet of `workers`, none of which runs yet.
-    pub fn new(orders: Orders, workers: usize) -> Self {
-        let slots = (0..workers).map(|_| Slot::Down { until: Instant::now(), corpse: None }).collect();
+    /// A fleet, none of which runs yet.
+    pub fn new(orders: Orders) -> Self {
+        let slots = (0..orders.workers).map(|_| Slot::Down { until: Instant::now(), corpse: None }).collect();
         Self { orders, slots, lives: 0, strikes: Strikes::default(), deaths: Vec::new() }
     }
 
-    /// Strikes at random until then, or until all workers are done.
-    pub fn rage(&mut self, until: Instant, rng: &mut StdRng) -> Result<()> {
+    /// Strikes at random until then, or until all workers are done; the ground fails meanwhile, and is whole in the end.
+    pub fn rage(&mut self, until: Instant, ground: &mut Ground, rng: &mut StdRng) -> Result<()> {
+        ground.begin(rng);
         let mut next = Instant::now() + Duration::from_millis(rng.random_range(0..400));
         while Instant::now() < until && !self.is_done() {
             self.tend(rng)?;
+            ground.tend(rng)?;
             if Instant::now() >= next {
                 self.strike(rng)?;
                 next = Instant::now() + Duration::from_millis(rng.random_range(10..500));
             }
             std::thread::sleep(TICK);
         }
-        self.resume()
+        self.resume()?;
+        ground.calm()
     }
 
-    /// Lets the workers come to their end; false if they do not within this time.
+    /// Lets the workers come to their end; false if they do not, and have made no progress for this time.
     pub fn finish(&mut self, within: Duration, rng: &mut StdRng) -> Result<bool> {
-        let until = Instant::now() + within;
+        let (mut until, mut before) = (Instant::now() + within, 0);
         while !self.is_done() {
+            let progress = std::fs::metadata(self.orders.progress()).map_or(0, |m| m.len());
+            if progress > before {
+                (until, before) = (Instant::now() + within, progress);
+            }
             if Instant::now() >= until {
                 return Ok(false);
             }

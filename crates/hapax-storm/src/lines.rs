@@ -6,11 +6,14 @@
 //! so no line crosses one, and the kernel looks for a fatal signal only
 //! between pages.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::Path;
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// Bytes of a line, its newline included.
 pub const WIDTH: usize = 128;
@@ -34,6 +37,28 @@ impl Appender {
         let written = file.write(line.as_bytes())?;
         ensure!(written == WIDTH, "the system wrote {written} of {WIDTH} bytes: is the disk full?");
         Ok(())
+    }
+}
+
+/// A log in several files, each opened when it is first needed.
+#[derive(Debug, Default)]
+pub struct Log(Mutex<HashMap<PathBuf, Arc<Appender>>>);
+
+impl Log {
+    /// Appends the fields as one line to that file.
+    pub fn append(&self, path: PathBuf, fields: &[&str]) -> Result<()> {
+        let file = {
+            let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match files.get(&path) {
+                Some(file) => file.clone(),
+                None => {
+                    let file = Arc::new(Appender::open(&path)?);
+                    files.insert(path, file.clone());
+                    file
+                }
+            }
+        };
+        file.append(fields)
     }
 }
 
@@ -62,20 +87,49 @@ impl std::fmt::Display for Line {
 
 /// All lines so far; none if there is no file.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+    let mut lines = Vec::new();
+    scan(path, |line| {
+        lines.push(Line(line.split_whitespace().map(Into::into).collect()));
+        ControlFlow::Continue(())
+    })?;
+    Ok(lines)
+}
+
+/// The first line with this in a field, if there is one.
+pub fn find(path: &Path, field: usize, text: &str) -> Result<Option<Line>> {
+    let mut found = None;
+    scan(path, |line| {
+        if line.split_whitespace().nth(field) == Some(text) {
+            found = Some(Line(line.split_whitespace().map(Into::into).collect()));
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
+}
+
+/// Shows each line so far to `look`, until it has seen enough.
+fn scan(path: &Path, mut look: impl FnMut(&str) -> ControlFlow<()>) -> Result<()> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
     };
-    let chunks = bytes.chunks_exact(WIDTH);
-    ensure!(chunks.remainder().is_empty(), "{} ends in a torn line", path.display());
-    chunks
-        .map(|chunk| {
-            let text = std::str::from_utf8(chunk)?;
-            ensure!(text.ends_with('\n'), "{} has a torn line: {text:?}", path.display());
-            Ok(Line(text.split_whitespace().map(Into::into).collect()))
-        })
-        .collect()
+    let (mut file, mut line) = (BufReader::with_capacity(WIDTH << 10, file), Vec::with_capacity(WIDTH));
+    loop {
+        line.clear();
+        file.by_ref().take(WIDTH as u64).read_to_end(&mut line)?;
+        match line.len() {
+            0 => return Ok(()),
+            WIDTH => {}
+            _ => bail!("{} ends in a torn line", path.display()),
+        }
+        let text = std::str::from_utf8(&line)?;
+        ensure!(text.ends_with('\n'), "{} has a torn line: {text:?}", path.display());
+        if look(text).is_break() {
+            return Ok(());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -93,6 +147,8 @@ mod tests {
         let lines = read(&path)?;
         assert_eq!(lines.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:b:c:d 1 2", "e"]);
         assert_eq!(lines.first().map(|l| l.field(2)), Some("2"));
+        assert_eq!(find(&path, 1, "1")?.as_ref(), lines.first());
+        assert_eq!(find(&path, 0, "1")?, None);
         assert!(file.append(&["x".repeat(WIDTH).as_str()]).is_err());
         Ok(())
     }

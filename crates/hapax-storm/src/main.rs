@@ -1,31 +1,37 @@
-//! `hapax-storm`: kills workers that share one SQLite store at random moments,
-//! then checks that every promise of hapax still holds.
+//! `hapax-storm`: kills workers that share one store at random moments, and the
+//! store's server with them, then checks that every promise of hapax still holds.
 //!
-//! The parent (this file, `round`, `fleet`, `check`) runs rounds of worker
-//! processes (`worker`), which append effects to a ledger and what callers were
-//! told to an event log (`lines`). Exit code 0: nothing found; 1: a promise was
+//! The parent (this file, `round`, `fleet`, `ground`, `check`) runs rounds of worker
+//! processes (`worker`), which append effects to a ledger (`target`) and what callers
+//! were told to an event log (`lines`). Exit code 0: nothing found; 1: a promise was
 //! broken, and the directory with the evidence is kept.
 #![forbid(unsafe_code)]
 
 mod check;
+mod clock;
 mod fleet;
+mod ground;
+mod judge;
 mod latency;
 mod lines;
 mod plan;
 mod power;
 mod round;
+mod target;
 mod worker;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use rand::{Rng, SeedableRng};
 
 use crate::check::{Tally, Violation};
 use crate::fleet::Strikes;
-use crate::plan::{Durability, Orders, Sabotage};
+use crate::ground::Kind;
+use crate::plan::{Durability, Orders, Sabotage, WallClock};
 use crate::round::{Report, Settings};
 
 /// Kills workers that share one store at random moments, and checks that every promise still holds.
@@ -55,9 +61,21 @@ struct Storm {
     /// Concurrent callers in each worker.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     tasks: u16,
-    /// What commits survive; drawn for each round by default.
+    /// The store; a server is the storm's own, and killed as well.
+    #[arg(long, value_enum, default_value_t = Kind::Sqlite)]
+    store: Kind,
+    /// Put the SQLite file on a tmpfs of so many MiB, which fills up and is freed again; needs the right to mount.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(8..=65_536))]
+    disk: Option<u32>,
+    /// Let so many keys come up in one round; by default 150 a second, in rounds of about 15 s.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
+    keys: Option<u64>,
+    /// What commits of SQLite survive; drawn for each round by default.
     #[arg(long)]
     durability: Option<Durability>,
+    /// What the wall clock of callers does, with SQLite; drawn for each round by default.
+    #[arg(long)]
+    clock: Option<WallClock>,
     /// Keep the files also when nothing was found.
     #[arg(long)]
     keep: bool,
@@ -108,16 +126,65 @@ fn main() -> Result<ExitCode> {
     }
 }
 
+/// How long to storm: what was said, or long enough for the keys.
+fn time(storm: &Storm) -> Duration {
+    let enough = storm.keys.map_or(30, |keys| (keys / 1_000).max(30));
+    Duration::from_secs(storm.minutes.map_or(storm.seconds.unwrap_or(enough), |m| m * 60))
+}
+
+/// The most keys that may come up a second: more than workers can present.
+const FASTEST: u64 = 20_000;
+/// A disk that holds less for each key, beside [`LOG`], could not take what must be recorded in the end.
+const BYTES_PER_KEY: u64 = 4_096;
+/// What SQLite's log takes of a disk.
+const LOG: u64 = 6 << 20;
+
+/// Ends the program where flags do not go together.
+fn refuse(storm: &Storm, time: Duration) {
+    let no = |kind, text: String| Cli::command().error(kind, text).exit();
+    if storm.store != Kind::Sqlite {
+        let flags = [
+            ("--disk", storm.disk.is_some()),
+            ("--durability", storm.durability.is_some()),
+            ("--clock", storm.clock.is_some()),
+        ];
+        if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
+            no(ErrorKind::ArgumentConflict, format!("{flag} is for --store sqlite: leave it out"));
+        }
+    }
+    let rate = storm.keys.map_or(round::KEYS_PER_SECOND, |keys| round::rate(keys, time));
+    if rate > FASTEST {
+        let text = format!("--keys asks for {rate} new keys a second, and {FASTEST} is the most: storm for longer");
+        no(ErrorKind::ValueValidation, text);
+    }
+    let round = if storm.keys.is_some() { time } else { time.min(ROUND * 3 / 2) };
+    let bytes = LOG + BYTES_PER_KEY * rate * round.as_secs();
+    if let Some(mebibytes) = storm.disk.filter(|disk| u64::from(*disk) << 20 < bytes) {
+        let text = format!("--disk {mebibytes} cannot take a round's records: give it {}", bytes.div_ceil(1 << 20));
+        no(ErrorKind::ValueValidation, text);
+    }
+}
+
 /// A round takes about this long; what is left of the time is spread over the rounds.
 const ROUND: Duration = Duration::from_secs(15);
 
 fn storm(storm: &Storm) -> Result<ExitCode> {
-    let time = Duration::from_secs(storm.minutes.map_or(storm.seconds.unwrap_or(30), |m| m * 60));
+    let time = time(storm);
+    refuse(storm, time);
+    if storm.disk.is_some()
+        && let Some(code) = ground::enter_namespace()?
+    {
+        return Ok(ExitCode::from(code));
+    }
     let seed = storm.seed.unwrap_or_else(|| rand::rng().random());
     let settings = Settings {
+        store: storm.store,
+        disk: storm.disk,
+        keys: storm.keys,
         workers: storm.workers.into(),
         tasks: storm.tasks.into(),
         durability: storm.durability,
+        clock: storm.clock,
         sabotage: storm.sabotage,
     };
     println!("storm of {time:?} with {} workers of {} tasks, --seed {seed}", settings.workers, settings.tasks);
@@ -128,10 +195,12 @@ fn storm(storm: &Storm) -> Result<ExitCode> {
     loop {
         // What is left, in equal rounds.
         let left = time.saturating_sub(began.elapsed());
-        if rounds > 0 && left < ROUND / 3 {
+        if rounds > 0 && (left < ROUND / 3 || storm.keys.is_some()) {
             break;
         }
-        let parts = (left.as_secs_f64() / ROUND.as_secs_f64()).round().max(1.0);
+        let rounds_left = (left.as_secs_f64() / ROUND.as_secs_f64()).round().max(1.0);
+        // Keys that are counted are all in one.
+        let parts = if storm.keys.is_some() { 1.0 } else { rounds_left };
         // The first round is drawn from the seed itself, so that `--seed` repeats any round.
         let round_seed = if rounds == 0 { seed } else { seeds.random() };
         rounds += 1;
@@ -148,8 +217,7 @@ fn storm(storm: &Storm) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
         sum.add(&report.all);
-        strikes.kills += report.strikes.kills;
-        strikes.pauses += report.strikes.pauses;
+        strikes.add(report.strikes);
     }
     println!("checked in {rounds} rounds, {:.0} s: {}", began.elapsed().as_secs_f64(), counts(&sum, strikes));
     println!("nothing found: no double, no lost or changed result, no silent second run, nothing wedged");
@@ -168,7 +236,8 @@ fn summary(report: &Report) -> String {
 fn counts(t: &Tally, s: Strikes) -> String {
     format!(
         "{} keys, {} executions, {} effects, {} kills, {} pauses, {} acknowledged values ({} replays), \
-         {} keys in doubt ({} had the effect, {} had not), {} refusals, {} mishaps, {} not recorded, {} busy, {} replayed by a fresh manager",
+         {} keys in doubt ({} had the effect, {} had not), {} refusals, {} mishaps, {} not recorded, {} busy, \
+         {} turned away in {} outages, {} replayed by a fresh manager",
         t.keys,
         t.runs,
         t.effects,
@@ -183,6 +252,8 @@ fn counts(t: &Tally, s: Strikes) -> String {
         t.mishaps,
         t.unrecorded,
         t.busy,
+        t.outages,
+        s.outages,
         t.replayed_after,
     )
 }

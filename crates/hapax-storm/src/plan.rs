@@ -3,6 +3,7 @@
 //! All of it follows from a seed, so that a round can be tried again. Only the
 //! scheduling of processes does not.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,6 +33,15 @@ impl Durability {
     }
 }
 
+/// What the wall clock does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum WallClock {
+    /// It goes on.
+    Steady,
+    /// Several times a second it is set forward or back, by up to an hour.
+    Jumping,
+}
+
 /// Ways to break a promise on purpose, to see the checker find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 pub enum Sabotage {
@@ -48,9 +58,34 @@ pub enum Sabotage {
 pub enum Phase {
     /// Keys in doubt are refused.
     Refuse,
-    /// Keys in doubt are looked up in the ledger, until all keys are completed.
+    /// Keys in doubt are looked up in the ledger, until all keys are completed. Where leases may lapse under attempts
+    /// that live, because a server cannot see deaths, who looks also fences off the attempt in doubt.
     Recover,
 }
+
+/// Where the store is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// A SQLite file in the round's directory.
+    File,
+    /// One on a device of its own, [`DISK`] in that directory, which fills up.
+    SmallDisk,
+    /// A server with this address, which is killed now and then.
+    Server(String),
+}
+
+impl Place {
+    /// Whether this is a server: it cannot see that the owner of an attempt is dead.
+    pub fn is_server(&self) -> bool {
+        matches!(self, Self::Server(_))
+    }
+}
+
+/// Where the small disk is mounted.
+pub const DISK: &str = "disk";
+
+/// How many keys share a ledger and an event log, so that who looks into one need not read of a million keys.
+pub const PART: u64 = 1 << 15;
 
 /// A worker's orders.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -58,7 +93,8 @@ pub struct Orders {
     pub dir: PathBuf,
     pub seed: u64,
     pub phase: Phase,
-    /// Which worker this is, and its how-manieth life.
+    /// How many workers there are, which of them this is, and its how-manieth life.
+    pub workers: usize,
     pub worker: usize,
     pub life: u64,
     pub tasks: usize,
@@ -69,10 +105,16 @@ pub struct Orders {
     pub first: u64,
     pub began_ms: u64,
     pub keys_per_second: u64,
+    pub place: Place,
     pub durability: Durability,
+    /// Whether the wall clock jumps.
+    pub jumping: bool,
     pub lease: Duration,
     pub sabotage: Option<Sabotage>,
 }
+
+/// New keys a second beyond which callers hurry.
+const BRISK: u64 = 300;
 
 /// Keys that callers work on at a time; older ones are only looked at again.
 const WINDOW: u64 = 48;
@@ -80,17 +122,38 @@ const WINDOW: u64 = 48;
 impl Orders {
     /// The store's address.
     pub fn store_url(&self) -> String {
-        format!("sqlite:{}?durability={}", self.dir.join("store.db").display(), self.durability.as_str())
+        let dir = match &self.place {
+            Place::Server(url) => return url.clone(),
+            Place::File => self.dir.clone(),
+            Place::SmallDisk => self.dir.join(DISK),
+        };
+        format!("sqlite:{}?durability={}", dir.join("store.db").display(), self.durability.as_str())
     }
 
-    /// Where effects go.
-    pub fn ledger(&self) -> PathBuf {
-        self.dir.join("ledger")
+    /// The keys, a part at a time.
+    pub fn parts(&self) -> impl Iterator<Item = Range<u64>> {
+        let keys = self.keys;
+        (0..keys.div_ceil(PART)).map(move |part| part * PART..keys.min((part + 1) * PART))
     }
 
-    /// Where workers write what they saw.
-    pub fn events(&self) -> PathBuf {
-        self.dir.join("events")
+    /// Where the effects of a key go.
+    pub fn ledger(&self, n: u64) -> PathBuf {
+        self.dir.join(format!("ledger-{}", n / PART))
+    }
+
+    /// Where workers write what they saw of a key.
+    pub fn events(&self, n: u64) -> PathBuf {
+        self.dir.join(format!("events-{}", n / PART))
+    }
+
+    /// Where it is kept which attempts may have no effect any more.
+    pub fn fence(&self, n: u64) -> PathBuf {
+        self.dir.join(format!("fence-{}", n / PART))
+    }
+
+    /// A file that grows by a byte whenever a worker gets a value that it had been missing.
+    pub fn progress(&self) -> PathBuf {
+        self.dir.join("progress")
     }
 
     /// Where workers write what must not be, in free text.
@@ -108,6 +171,11 @@ impl Orders {
         Ok(self.action(n).generate_key()?)
     }
 
+    /// The number of a key.
+    pub fn number(key: &str) -> Option<u64> {
+        key.strip_prefix('s')?.split(':').next()?.parse().ok()
+    }
+
     /// Randomness of this worker's life that no other has.
     pub fn rng(&self, task: usize) -> StdRng {
         let mut rng = StdRng::seed_from_u64(self.seed);
@@ -116,6 +184,11 @@ impl Orders {
             rng = StdRng::seed_from_u64(next.wrapping_add(salt));
         }
         rng
+    }
+
+    /// Whether keys come up so fast that callers must hurry.
+    pub fn is_brisk(&self) -> bool {
+        self.keys_per_second > BRISK
     }
 
     /// The newest key that has come up.
@@ -181,10 +254,11 @@ pub struct Script {
 }
 
 impl Script {
-    /// Draws one.
-    pub fn draw(rng: &mut StdRng) -> Self {
+    /// Draws one; of a brisk storm, in which callers seldom tarry.
+    pub fn draw(brisk: bool, rng: &mut StdRng) -> Self {
         let delay = |rng: &mut StdRng| match rng.random_range(0..10) {
             0..3 => Duration::ZERO,
+            _ if brisk && rng.random_bool(0.95) => Duration::ZERO,
             3..8 => Duration::from_micros(rng.random_range(0..8_000)),
             _ => Duration::from_millis(rng.random_range(0..60)),
         };
@@ -221,6 +295,7 @@ mod tests {
             dir: "/".into(),
             seed: 7,
             phase: Phase::Refuse,
+            workers: 4,
             worker,
             life,
             tasks: 1,
@@ -228,7 +303,9 @@ mod tests {
             first: 0,
             began_ms: 0,
             keys_per_second: 1,
+            place: Place::File,
             durability: Durability::Sync,
+            jumping: false,
             lease: Duration::from_secs(1),
             sabotage: None,
         };

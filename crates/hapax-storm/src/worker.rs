@@ -5,25 +5,29 @@
 //! the action, the acknowledgement right after `execute` returned. Invariant: a
 //! line in the event log is true, whenever the worker dies.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use hapax::store::StoreError;
-use hapax::{ActionError, Error, ErrorClass, Hapax, InFlight, Json, OnDoubt, PolicyPatch, Verdict, Verifier};
+use hapax::store::sqlite::{SqliteOptions, SqliteStore};
+use hapax::{ActionError, Error, ErrorClass, Hapax, InFlight, OnDoubt, PolicyPatch};
 use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 
-use crate::lines::{self, Appender};
-use crate::plan::{Answer, Ending, Orders, Phase, Sabotage, Script};
+use crate::clock::JumpingClock;
+use crate::lines::Log;
+use crate::plan::{Answer, Ending, Orders, PART, Phase, Place, Sabotage, Script};
+use crate::target;
 
 /// How long a caller waits for another's attempt.
 const WAIT: Duration = Duration::from_secs(10);
 /// After this long a call counts as wedged: more than [`WAIT`] and all delays
 /// and pauses that the storm itself makes.
-const WEDGED: Duration = Duration::from_secs(30);
+const WEDGED: Duration = Duration::from_secs(60);
 /// How long a worker that was told to stop waits for its attempts.
 const SHUTDOWN: Duration = Duration::from_secs(10);
 
@@ -31,12 +35,19 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 const ORPHANED: i32 = 9;
 
 struct Worker {
-    orders: Orders,
+    orders: Arc<Orders>,
     hapax: Hapax,
-    ledger: Arc<Appender>,
-    events: Arc<Appender>,
+    logs: Arc<Logs>,
+    progress: File,
     /// In recovery, the keys that this worker has no value for yet.
     missing: Mutex<Vec<u64>>,
+}
+
+/// What happened, and what was seen.
+#[derive(Default)]
+struct Logs {
+    ledger: Log,
+    events: Log,
 }
 
 /// Runs the orders to their end.
@@ -67,24 +78,16 @@ fn listen() -> Result<watch::Receiver<bool>> {
 }
 
 async fn work(orders: Orders, stopped: watch::Receiver<bool>) -> Result<()> {
-    let policy = PolicyPatch::new().lease(orders.lease).on_doubt(match (orders.phase, orders.sabotage) {
-        (Phase::Refuse, Some(Sabotage::RunAgain)) => OnDoubt::RunAgain,
-        (Phase::Refuse, _) => OnDoubt::Refuse,
-        (Phase::Recover, _) => OnDoubt::Verify(verifier(&orders)),
-    });
-    let hapax = Hapax::builder()
-        .store_url(orders.store_url())
-        .label(format!("worker-{}.{}", orders.worker, orders.life))
-        .policy(policy)
-        .build()
-        .await
-        .context("a worker cannot open the store")?;
+    let Some(hapax) = open(&orders, &stopped).await? else { return Ok(()) };
+    // What all workers must have a value for; of many keys, each takes its share.
+    let mine = |n: &u64| orders.keys <= PART || *n % orders.workers as u64 == orders.worker as u64;
+    let missing = if orders.phase == Phase::Recover { (0..orders.keys).filter(mine).collect() } else { Vec::new() };
     let worker = Arc::new(Worker {
-        ledger: Arc::new(Appender::open(&orders.ledger())?),
-        events: Arc::new(Appender::open(&orders.events())?),
-        missing: Mutex::new(if orders.phase == Phase::Recover { (0..orders.keys).collect() } else { Vec::new() }),
+        logs: Arc::default(),
+        progress: File::options().create(true).append(true).open(orders.progress())?,
+        missing: Mutex::new(missing),
         hapax,
-        orders,
+        orders: Arc::new(orders),
     });
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..worker.orders.tasks {
@@ -105,19 +108,39 @@ async fn work(orders: Orders, stopped: watch::Receiver<bool>) -> Result<()> {
     Ok(())
 }
 
-/// Looks into the ledger whether the effect of a key is there.
-fn verifier(orders: &Orders) -> Verifier {
-    let ledger = orders.ledger();
-    Verifier::new(move |doubt| {
-        let ledger = ledger.clone();
-        async move {
-            let lines = lines::read(&ledger).map_err(|e| ActionError::unknown(e.to_string()))?;
-            Ok(match lines.iter().find(|l| l.field(0) == doubt.key.as_str()) {
-                Some(line) => Verdict::Happened(Json::of(&Answer::of(line.field(2)))?),
-                None => Verdict::NotHappened,
-            })
+/// Opens the store, again and again where it may be failing; `None` if the worker is to stop meanwhile.
+async fn open(orders: &Orders, stopped: &watch::Receiver<bool>) -> Result<Option<Hapax>> {
+    let policy = PolicyPatch::new().lease(orders.lease).on_doubt(match (orders.phase, orders.sabotage) {
+        (Phase::Refuse, Some(Sabotage::RunAgain)) => OnDoubt::RunAgain,
+        (Phase::Refuse, _) => OnDoubt::Refuse,
+        (Phase::Recover, _) => OnDoubt::Verify(target::verifier(orders)),
+    });
+    let until = Instant::now() + WEDGED;
+    while !*stopped.borrow() {
+        let builder =
+            Hapax::builder().label(format!("worker-{}.{}", orders.worker, orders.life)).policy(policy.clone());
+        let opened = match orders.jumping.then(|| jumping(orders)).transpose() {
+            Ok(None) => builder.store_url(orders.store_url()).build().await,
+            Ok(Some(store)) => builder.store(Arc::new(store)).build().await,
+            Err(error) => Err(error.into()),
+        };
+        match opened {
+            Ok(hapax) => return Ok(Some(hapax)),
+            Err(Error::Store(error)) if orders.place != Place::File && Instant::now() < until => {
+                // Its words, in case it never ends.
+                eprintln!("worker {}.{}: {error}", orders.worker, orders.life);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(error).context("a worker cannot open the store"),
         }
-    })
+    }
+    Ok(None)
+}
+
+/// A store whose wall clock jumps.
+fn jumping(orders: &Orders) -> Result<SqliteStore, StoreError> {
+    let clock = Arc::new(JumpingClock { seed: orders.seed });
+    SqliteStore::open(SqliteOptions::from_url(&orders.store_url())?.clock(clock))
 }
 
 impl Worker {
@@ -126,7 +149,7 @@ impl Worker {
         while !*stopped.borrow() {
             let n = self.orders.pick(&mut rng);
             self.call(n, &mut rng).await?;
-            tokio::time::sleep(Duration::from_micros(rng.random_range(0..6_000))).await;
+            self.breathe(6_000, &mut rng).await;
         }
         Ok(())
     }
@@ -135,50 +158,70 @@ impl Worker {
     /// that it has no value for, until it has all.
     async fn recover(&self, mut rng: StdRng, stopped: watch::Receiver<bool>) -> Result<()> {
         while !*stopped.borrow() {
-            let n = if self.orders.newest() + 1 < self.orders.keys && rng.random_bool(0.7) {
-                self.orders.pick(&mut rng)
+            if self.orders.newest() + 1 < self.orders.keys && rng.random_bool(0.7) {
+                self.call(self.orders.pick(&mut rng), &mut rng).await?;
             } else {
-                let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(last) = missing.len().checked_sub(1) else { break };
-                missing.get(rng.random_range(0..=last)).copied().unwrap_or_default().min(self.orders.newest())
-            };
-            if self.call(n, &mut rng).await? {
-                self.missing.lock().unwrap_or_else(PoisonError::into_inner).retain(|m| *m != n);
+                let Some(n) = self.take_missing(&mut rng) else { break };
+                let has_come_up = n <= self.orders.newest();
+                if !has_come_up {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                if has_come_up && self.call(n, &mut rng).await? {
+                    (&self.progress).write_all(b".")?;
+                } else {
+                    self.missing.lock().unwrap_or_else(PoisonError::into_inner).push(n);
+                }
             }
-            tokio::time::sleep(Duration::from_micros(rng.random_range(0..3_000))).await;
+            self.breathe(3_000, &mut rng).await;
         }
         Ok(())
     }
 
+    /// Waits for at most so many microseconds between two calls.
+    async fn breathe(&self, most: u64, rng: &mut StdRng) {
+        if !self.orders.is_brisk() {
+            tokio::time::sleep(Duration::from_micros(rng.random_range(0..most))).await;
+        }
+    }
+
+    /// Takes a key out that there is no value for yet.
+    fn take_missing(&self, rng: &mut StdRng) -> Option<u64> {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = missing.len().checked_sub(1)?;
+        Some(missing.swap_remove(rng.random_range(0..=last)))
+    }
+
     /// One call of `execute`; true if it returned a value.
     async fn call(&self, n: u64, rng: &mut StdRng) -> Result<bool> {
-        let script = Script::draw(rng);
+        let script = Script::draw(self.orders.is_brisk(), rng);
         let lie = self.orders.sabotage == Some(Sabotage::Lie) && rng.random_bool(0.02);
         let forget = self.orders.sabotage == Some(Sabotage::Forget) && rng.random_bool(0.02);
         let in_flight = if script.reject { InFlight::Reject } else { InFlight::Wait(WAIT) };
         let action = self.orders.action(n).policy(PolicyPatch::new().in_flight(in_flight));
         let key = self.orders.key(n)?;
-        let (ledger, events) = (self.ledger.clone(), self.events.clone());
-        let hapax = self.hapax.clone();
+        let (orders, logs, hapax) = (self.orders.clone(), self.logs.clone(), self.hapax.clone());
+        let told = |fields: &[&str]| self.logs.events.append(self.orders.events(n), fields);
         // A task of its own, so that a panic of the action ends this call only.
         let mut call =
-            tokio::spawn(async move { hapax.execute(&action, move |ctx| act(ctx, script, lie, ledger, events)).await });
+            tokio::spawn(
+                async move { hapax.execute(&action, move |ctx| act(ctx, n, script, lie, orders, logs)).await },
+            );
         let Ok(ended) = tokio::time::timeout(script.cancel.unwrap_or(WEDGED), &mut call).await else {
             call.abort();
             if script.cancel.is_none() {
                 self.complain(&format!("key {key} is wedged: no answer within {WEDGED:?}"));
             }
-            self.events.append(&["cancelled", key.as_str()])?;
+            told(&["cancelled", key.as_str()])?;
             return Ok(false);
         };
         let Ok(answer) = ended else {
-            self.events.append(&["panicked", key.as_str()])?;
+            told(&["panicked", key.as_str()])?;
             return Ok(false);
         };
         match answer {
             Ok(outcome) => {
                 let how = if outcome.is_replay() { "replay" } else { "first" };
-                self.events.append(&["ack", key.as_str(), &outcome.value.value, how])?;
+                told(&["ack", key.as_str(), &outcome.value.value, how])?;
                 if outcome.value != Answer::of(&outcome.value.value) {
                     self.complain(&format!("key {key}: the answer was mangled on its way: {:?}", outcome.value));
                 }
@@ -188,8 +231,8 @@ impl Worker {
                 Ok(true)
             }
             Err(error) => {
-                match expected(&error) {
-                    Some(kind) => self.events.append(&[kind, key.as_str()])?,
+                match expected(&error, &self.orders) {
+                    Some(kind) => told(&[kind, key.as_str()])?,
                     None => self.complain(&format!("key {key}: no such error may come up here: {error}")),
                 }
                 Ok(false)
@@ -205,14 +248,15 @@ impl Worker {
 /// The action: one line in the ledger, and mishaps around it.
 async fn act(
     ctx: hapax::Context,
+    n: u64,
     script: Script,
     lie: bool,
-    ledger: Arc<Appender>,
-    events: Arc<Appender>,
+    orders: Arc<Orders>,
+    logs: Arc<Logs>,
 ) -> Result<Answer, ActionError> {
-    let unsure = |e: anyhow::Error| ActionError::unknown(e.to_string());
+    let unsure = |e: anyhow::Error| ActionError::unknown(format!("{e:#}"));
     let (key, attempt) = (ctx.key().as_str(), ctx.attempt().to_string());
-    events.append(&["run", key, &attempt]).map_err(unsure)?;
+    logs.events.append(orders.events(n), &["run", key, &attempt]).map_err(unsure)?;
     pause(script.before).await;
     match script.ending {
         Ending::RetryableBefore => return Err(ActionError::retryable("storm: not now")),
@@ -221,7 +265,7 @@ async fn act(
         _ => {}
     }
     let value = format!("{:016x}", script.value);
-    ledger.append(&[key, &attempt, &value]).map_err(unsure)?;
+    target::effect(&orders, &logs.ledger, n, [key, &attempt, &value]).map_err(unsure)?;
     pause(script.after).await;
     match script.ending {
         Ending::UnknownAfter => return Err(ActionError::unknown("storm: who knows, after")),
@@ -238,8 +282,11 @@ async fn pause(time: Duration) {
 }
 
 /// The name of an answer that the storm itself provokes; `None` for all others.
-fn expected(error: &Error) -> Option<&'static str> {
+fn expected(error: &Error, orders: &Orders) -> Option<&'static str> {
+    let place = &orders.place;
     Some(match error {
+        // Its lease had lapsed, and somebody looked meanwhile.
+        Error::LostClaim { .. } if orders.phase == Phase::Recover && place.is_server() => "lost",
         Error::InDoubt { .. } => "doubt",
         Error::InFlight { .. } => "inflight",
         Error::Action { class: ErrorClass::Retryable, .. } => "retryable",
@@ -247,6 +294,8 @@ fn expected(error: &Error) -> Option<&'static str> {
         // A paused process may hold the store's lock for a while.
         Error::Store(StoreError::Busy { .. }) => "busy",
         Error::NotRecorded { .. } => "unrecorded",
+        Error::Store(StoreError::Full { .. }) if *place == Place::SmallDisk => "outage",
+        Error::Store(StoreError::Unavailable { .. } | StoreError::AnswerLost { .. }) if place.is_server() => "outage",
         _ => return None,
     })
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use hapax::{ActionError, Hapax, InFlight, OnDoubt, PolicyPatch};
 use rand::Rng;
 
-use crate::lines::Appender;
+use crate::lines::Log;
 use crate::plan::{Answer, Orders};
 
 /// Runs the load. Calls that fail are written down as mishaps.
@@ -30,8 +30,7 @@ async fn life(orders: &Orders, from: u64, to: u64) -> Result<Hapax> {
     let policy = PolicyPatch::new().on_doubt(OnDoubt::Refuse).in_flight(InFlight::Reject);
     let hapax =
         Hapax::builder().store_url(orders.store_url()).policy(policy).build().await.context("cannot open the store")?;
-    let ledger = Arc::new(Appender::open(&orders.ledger())?);
-    let events = Arc::new(Appender::open(&orders.events())?);
+    let (ledger, events) = (Arc::new(Log::default()), Arc::new(Log::default()));
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..orders.tasks {
         let (orders, hapax) = (orders.clone(), hapax.clone());
@@ -58,22 +57,22 @@ async fn call(
     hapax: &Hapax,
     n: u64,
     value: String,
-    ledger: &Arc<Appender>,
-    events: &Arc<Appender>,
+    ledger: &Arc<Log>,
+    events: &Arc<Log>,
 ) -> Result<()> {
     let key = orders.key(n)?;
-    let (ledger, ran) = (ledger.clone(), events.clone());
+    let (ledger, ran, to) = (ledger.clone(), events.clone(), (orders.ledger(n), orders.events(n)));
     let outcome = hapax
         .execute(&orders.action(n), move |ctx| async move {
             let (key, attempt) = (ctx.key().as_str(), ctx.attempt().to_string());
             let unsure = |e: anyhow::Error| ActionError::unknown(e.to_string());
-            ran.append(&["run", key, &attempt]).map_err(unsure)?;
-            ledger.append(&[key, &attempt, &value]).map_err(unsure)?;
+            ran.append(to.1, &["run", key, &attempt]).map_err(unsure)?;
+            ledger.append(to.0, &[key, &attempt, &value]).map_err(unsure)?;
             Ok(Answer::of(&value))
         })
         .await;
     match outcome {
-        Ok(outcome) => events.append(&["ack", key.as_str(), &outcome.value.value, "first"]),
-        Err(_) => events.append(&["unknown", key.as_str()]),
+        Ok(outcome) => events.append(orders.events(n), &["ack", key.as_str(), &outcome.value.value, "first"]),
+        Err(_) => events.append(orders.events(n), &["unknown", key.as_str()]),
     }
 }

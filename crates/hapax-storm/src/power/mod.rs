@@ -21,7 +21,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::check::{self, Tally, Violation};
 use crate::fleet::Strikes;
-use crate::plan::{Durability, Orders, Phase};
+use crate::plan::{Durability, Orders, Phase, Place};
 
 pub use load::run as load;
 
@@ -123,6 +123,7 @@ fn orders(dir: PathBuf, seed: u64, power: &Power) -> Orders {
         dir,
         seed,
         phase: Phase::Refuse,
+        workers: 1,
         worker: 0,
         life: 0,
         tasks: 8,
@@ -130,7 +131,9 @@ fn orders(dir: PathBuf, seed: u64, power: &Power) -> Orders {
         first: power.keys,
         began_ms: 0,
         keys_per_second: 1,
+        place: Place::File,
         durability: power.durability,
+        jumping: false,
         lease: Duration::from_secs(60),
         sabotage: None,
     }

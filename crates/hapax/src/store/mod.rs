@@ -378,7 +378,17 @@ pub enum Removed {
     Kept(Box<Record>),
 }
 
-/// Which records a query wants. Every field narrows it.
+/// In which order a query's records come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// From the oldest on.
+    #[default]
+    OldestFirst,
+    /// From the newest back.
+    NewestFirst,
+}
+
+/// Which records a query wants, and in which order. Every field but the order narrows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Of this action type.
@@ -391,9 +401,11 @@ pub struct Filter {
     pub state: Option<State>,
     /// Whose result or error expires within this time from now.
     pub expiring_within: Option<Duration>,
+    /// By age: when the key was first begun or marked. A cursor holds for the order of its page.
+    pub order: Order,
 }
 
-/// A page of records, oldest first.
+/// A page of records, in the order that was asked for.
 #[derive(Clone, Debug)]
 pub struct Page {
     /// The records.
@@ -563,7 +575,7 @@ pub trait Store: Any + Send + Sync + fmt::Debug {
     /// Removes the `count` oldest recorded results and errors of a namespace; returns how many.
     fn evict_oldest(&self, namespace: Arc<str>, count: u64) -> StoreFuture<'_, u64>;
 
-    /// A page of records, oldest first, at most `limit` (1 to [`MAX_PAGE`]).
+    /// A page of records in the filter's order, at most `limit` (1 to [`MAX_PAGE`]).
     fn query(&self, namespace: Arc<str>, filter: Filter, cursor: Option<String>, limit: usize)
     -> StoreFuture<'_, Page>;
 

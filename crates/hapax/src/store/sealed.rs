@@ -95,6 +95,13 @@ impl KeyRing {
     }
 }
 
+/// The id of the key that a text is sealed with, if it is: of an error, or of params or a result as JSON.
+#[must_use]
+pub fn sealed_with(text: &str) -> Option<&str> {
+    let text = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text);
+    text.strip_prefix(MARK)?.split_once(':').map(|(id, _)| id)
+}
+
 /// The place that a text is bound to.
 fn bound(namespace: &str, key: &Key, field: &str) -> Vec<u8> {
     // A namespace holds no NUL, and neither does a key.
