@@ -26,7 +26,7 @@ The project's own commands:
   cargo xtask storm [ARGS]    kill workers at random and check every promise, in release
                               (ARGS go to hapax-storm: --minutes N, --store redis, …; power --cuts N)
   cargo xtask model [ARGS]    look at every state of the protocol's model, in release
-                              (ARGS go to hapax-model: --attempts N)
+                              (ARGS go to hapax-model: --attempts N; histories [COUNT [SEED]])
   cargo xtask fuzz [TARGET…]  hand the targets of fuzz/ what libFuzzer makes up: --minutes N each (10), or
                               --merge what that found into their corpora (installs cargo-fuzz)
   cargo xtask fuzz-http       ask a server for all that its OpenAPI document says, and more, at length;

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::report::{Part, Row, Show};
+use crate::run::processor;
 use crate::stats::{Contestant, interleave, median};
 
 const CLAIM: &str =
@@ -130,7 +131,10 @@ impl Servers {
     }
 
     /// Seconds per call of all connections together, and the time of each call, in order.
-    fn run(&self, work: Work, connections: usize, run: Duration) -> Result<(f64, Vec<f64>)> {
+    ///
+    /// With the processor time of a call, its client's included.
+    fn run(&self, work: Work, connections: usize, run: Duration) -> Result<(f64, f64, Vec<f64>)> {
+        let before = processor(std::process::id())?;
         let until = Instant::now() + run;
         let tasks: Vec<_> = (0..connections)
             .map(|_| {
@@ -163,8 +167,8 @@ impl Servers {
         }
         times.sort_by(f64::total_cmp);
         #[allow(clippy::cast_precision_loss)] // counts far below 2^53
-        let seconds = run.as_secs_f64() / times.len() as f64;
-        Ok((seconds, times))
+        let calls = times.len() as f64;
+        Ok((run.as_secs_f64() / calls, (processor(std::process::id())? - before) / calls, times))
     }
 }
 
@@ -180,17 +184,17 @@ pub fn measure(size: &Size, say: &mut dyn FnMut(&str)) -> Result<(Vec<Row>, Vec<
     let (mut rows, mut notes) = (Vec::new(), Vec::new());
     for &connections in &size.connections {
         say(&format!("h: HTTP, {connections} connections"));
-        // p50 and p99 of each round, by what was done.
+        // p50, p99 and processor time of each round, by what was done.
         let kinds = [("bare axum", Work::Bare), ("replay", Work::Replay), ("claim and complete", Work::Fresh)];
-        let mut tails: [Vec<(f64, f64)>; 3] = Default::default();
+        let mut tails: [Vec<[f64; 3]>; 3] = Default::default();
         let mut contestants: Vec<_> = kinds
             .iter()
             .zip(&mut tails)
             .map(|((name, work), tails)| {
                 let servers = &servers;
                 Contestant::new(*name, move || {
-                    let (seconds, times) = servers.run(*work, connections, size.run)?;
-                    tails.push((quantile(&times, 0.5), quantile(&times, 0.99)));
+                    let (seconds, spent, times) = servers.run(*work, connections, size.run)?;
+                    tails.push([quantile(&times, 0.5), quantile(&times, 0.99), spent]);
                     Ok(seconds)
                 })
             })
@@ -204,13 +208,16 @@ pub fn measure(size: &Size, say: &mut dyn FnMut(&str)) -> Result<(Vec<Row>, Vec<
         );
         rows.push(Row::new(Part::H, format!("claim and complete over HTTP, {with}"), Show::Rate, fresh, bare));
         let shown = kinds.iter().zip(&tails).map(|((name, _), tails)| {
-            let of = |pick: fn(&(f64, f64)) -> f64| {
-                let values: Vec<f64> = tails.iter().map(pick).collect();
+            let of = |place: usize| {
+                let values: Vec<f64> = tails.iter().filter_map(|t| t.get(place).copied()).collect();
                 median(&values).map_or_else(|| "–".into(), |m| Show::Time.figure(m))
             };
-            format!("{name} {} and {}", of(|t| t.0), of(|t| t.1))
+            format!("{name} {}, {} and {}", of(0), of(1), of(2))
         });
-        notes.push(format!("h, {with}, p50 and p99: {}.", shown.collect::<Vec<_>>().join("; ")));
+        notes.push(format!(
+            "h, {with}, p50, p99 and processor time of server and client: {}.",
+            shown.collect::<Vec<_>>().join("; ")
+        ));
     }
     notes.push("h: a claim and its completion are two requests, counted as one; the store is `memory:`.".into());
     Ok((rows, notes))

@@ -40,11 +40,15 @@ struct Cli {
     /// (HTTP).
     #[arg(long, value_name = "PARTS", value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// How many callers, or connections, at once in f, g and h.
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "1,16,64,256",
+        value_parser = clap::value_parser!(u16).range(1..=4096))]
+    callers: Vec<u16>,
     /// Where the results go, and the databases while it runs: a directory on the disk to be measured.
     #[arg(long, value_name = "DIR", default_value = "bench-out")]
     out: PathBuf,
     /// Also write table and plots into the README of this source tree.
-    #[arg(long, conflicts_with = "only")]
+    #[arg(long, conflicts_with_all = ["only", "callers"])]
     readme: bool,
 }
 
@@ -78,6 +82,7 @@ type Plots = Vec<(&'static str, String)>;
 fn measure(cli: &Cli, say: &mut dyn FnMut(&str)) -> Result<(Report, Plots)> {
     let wanted = |part| cli.only.is_empty() || cli.only.contains(&part);
     let quick = cli.quick;
+    let callers: Vec<usize> = cli.callers.iter().copied().map(usize::from).collect();
     let machine = Machine::look(&cli.out);
     let (mut rows, mut notes, mut plots) = (Vec::new(), Vec::new(), Vec::new());
     if wanted(Part::A) {
@@ -117,20 +122,20 @@ fn measure(cli: &Cli, say: &mut dyn FnMut(&str)) -> Result<(Report, Plots)> {
     }
     if wanted(Part::F) {
         let (run, rounds) = if quick { (Duration::from_millis(100), 1) } else { (Duration::from_secs(1), 5) };
-        let size = redis::Size { callers: vec![1, 16, 64, 256], run, rounds };
+        let size = redis::Size { callers: callers.clone(), run, rounds };
         let (more, said) = redis::measure(&size, say)?;
         rows.extend(more);
         notes.extend(said);
     }
     if wanted(Part::G) {
         let (run, rounds) = if quick { (Duration::from_millis(200), 3) } else { (Duration::from_millis(800), 7) };
-        let (more, said) = postgres::measure(&postgres::Size { callers: vec![1, 16, 64, 256], run, rounds }, say)?;
+        let (more, said) = postgres::measure(&postgres::Size { callers: callers.clone(), run, rounds }, say)?;
         rows.extend(more);
         notes.extend(said);
     }
     if wanted(Part::H) {
         let (run, rounds) = if quick { (Duration::from_millis(200), 3) } else { (Duration::from_secs(1), 7) };
-        let (more, said) = http::measure(&http::Size { connections: vec![1, 16, 64, 256], run, rounds }, say)?;
+        let (more, said) = http::measure(&http::Size { connections: callers, run, rounds }, say)?;
         rows.extend(more);
         notes.extend(said);
     }

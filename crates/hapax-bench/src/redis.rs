@@ -4,12 +4,11 @@
 //! Processor time is measured as well, since on two shared cores it says more than a clock on the wall.
 
 use std::cell::Cell;
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use hapax::{Action, Hapax, PolicyPatch};
 use hapax_servers::redis::{RedisConfig, RedisServer};
 use redis::aio::MultiplexedConnection;
@@ -17,7 +16,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::report::{Part, Row, Show};
-use crate::run::{calibrate, per_op, runtime, tasks};
+use crate::run::{calibrate, per_op, processor, runtime, tasks};
 use crate::stats::{Contestant, interleave};
 
 /// How much is measured.
@@ -63,14 +62,6 @@ impl Spent {
         let ops = ops.max(1) as f64;
         (server / ops * 1e6, client / ops * 1e6)
     }
-}
-
-/// Seconds of processor time that a process has used.
-fn processor(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("no process {pid}"))?;
-    let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks: f64 = after.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<f64>().ok()).sum();
-    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }
 
 impl Field<'_> {
@@ -236,14 +227,5 @@ mod tests {
         let (rows, notes) = measure(&size, &mut |_| {}).unwrap();
         assert_eq!((rows.len(), notes.len()), (6, 3));
         assert!(rows.iter().all(|r| r.ratio.is_some()));
-    }
-
-    #[test]
-    fn processor_time_is_that_of_the_process() {
-        let before = processor(std::process::id()).unwrap();
-        let until = std::time::Instant::now() + Duration::from_secs(5);
-        while processor(std::process::id()).unwrap() < before + 0.02 {
-            assert!(std::time::Instant::now() < until, "no time was counted");
-        }
     }
 }

@@ -136,7 +136,7 @@ pub enum Command {
 /// / filters, ? helps, q quits.
 #[derive(Args, Debug)]
 pub struct Top {
-    /// How often it looks, 250ms to 60s
+    /// How often it looks, 250ms to 60s; a server tells what happens, and is asked only when it does not
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     pub interval: Span,
     /// Print what there is now, once, and end; works without a terminal
@@ -333,6 +333,12 @@ The configuration file is TOML. All of it may be left out:
   target = \"stripe\"
   ttl = \"never\"              # and the others from ttl to keep_params
 
+  [encryption]               # seals results, params and errors of a store that is no server
+  current = \"2026-11\"
+  [[encryption.key]]
+  id = \"2026-11\"
+  file = \"hapax.key\"         # 64 hexadecimal digits, as `openssl rand -hex 32` prints
+
 Of several rules that fit, the later one counts, and one with a target before one without. What is wrong \
 in the file is an error: nothing runs with half a configuration.";
 
@@ -373,7 +379,7 @@ pub struct Mark {
     pub ttl: Option<Keep>,
 }
 
-/// List records, oldest first
+/// List records, oldest first unless told otherwise
 #[derive(Args, Debug)]
 pub struct Ls {
     /// Of this action type
@@ -391,10 +397,13 @@ pub struct Ls {
     /// Whose result expires within this time
     #[arg(long, value_name = "DURATION")]
     pub expiring_within: Option<Span>,
+    /// Newest first
+    #[arg(long)]
+    pub newest: bool,
     /// At most this many, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub limit: u16,
-    /// Where to go on: what the last page called `next`
+    /// Where to go on: what the last page, in the same order, called `next`
     #[arg(long, value_name = "CURSOR", conflicts_with = "all")]
     pub cursor: Option<String>,
     /// All of them, not a page

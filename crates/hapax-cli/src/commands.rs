@@ -13,13 +13,14 @@ mod statistics;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapax::{Builder, Hapax};
+use hapax::{Builder, Hapax, Shutdown};
 use hapax_http::HttpStore;
 use hapax_http::telemetry::{self, LogFormat, Telemetry};
 use serde::Serialize;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
+use crate::sealed;
 use crate::settings::{Settings, is_absent, is_server};
 use crate::terminal;
 
@@ -100,16 +101,28 @@ async fn ask(command: Command, settings: &Settings, json: bool) -> Result<u8, Fa
 }
 
 /// A manager on the store, as the settings say.
-pub fn manager(settings: &Settings) -> Result<Builder, Failure> {
+pub async fn manager(settings: &Settings) -> Result<Builder, Failure> {
+    // What a server's store keeps is sealed and opened there.
+    if let Some(server) = server(settings)? {
+        return Ok(configured(Hapax::builder().store(server), settings));
+    }
+    let store = hapax::store::open(&settings.store()?).await.map_err(hapax::Error::from)?;
+    Ok(configured(Hapax::builder().store(sealed::around(store, settings)?), settings))
+}
+
+/// The server, if the store is one.
+pub fn server(settings: &Settings) -> Result<Option<Arc<HttpStore>>, Failure> {
     let store = settings.store()?;
-    let builder = if is_server(&store) {
-        // In the environment alone: the arguments of a process are there for all to read.
-        let token = std::env::var("HAPAX_TOKEN").ok().filter(|token| !token.is_empty());
-        let store = HttpStore::new(&store, token.as_deref()).map_err(hapax::Error::from)?;
-        Hapax::builder().store(Arc::new(store))
-    } else {
-        Hapax::builder().store_url(store)
-    };
+    if !is_server(&store) {
+        return Ok(None);
+    }
+    // In the environment alone: the arguments of a process are there for all to read.
+    let token = std::env::var("HAPAX_TOKEN").ok().filter(|token| !token.is_empty());
+    let store = HttpStore::new(&store, token.as_deref()).map_err(hapax::Error::from)?;
+    Ok(Some(Arc::new(store)))
+}
+
+fn configured(builder: Builder, settings: &Settings) -> Builder {
     let mut builder = builder
         .namespace(&settings.namespace.value)
         .max_result_bytes(settings.max_output.value.0)
@@ -124,7 +137,7 @@ pub fn manager(settings: &Settings) -> Result<Builder, Failure> {
     if let Some(max) = settings.max_entries.value {
         builder = builder.max_entries(max);
     }
-    Ok(builder)
+    builder
 }
 
 /// The store if it is there: looking must not make it.
@@ -136,12 +149,26 @@ pub async fn existing(settings: &Settings) -> Result<Option<Hapax>, Failure> {
 }
 
 async fn open(settings: &Settings) -> Result<Hapax, Failure> {
-    Ok(manager(settings)?.policy(settings.chosen_by_default()?.patch()).build().await?)
+    build(manager(settings).await?, settings).await
+}
+
+/// A manager on this server.
+pub async fn open_at(server: Arc<HttpStore>, settings: &Settings) -> Result<Hapax, Failure> {
+    build(configured(Hapax::builder().store(server), settings), settings).await
+}
+
+async fn build(builder: Builder, settings: &Settings) -> Result<Hapax, Failure> {
+    Ok(builder.policy(settings.chosen_by_default()?.patch()).build().await?)
 }
 
 /// Lets go of the store. The answer stands whatever becomes of the counters.
 pub async fn close(hapax: &Hapax) {
-    let _ = tokio::time::timeout(CLOSE_LIMIT, hapax.shutdown(CLOSE_LIMIT)).await;
+    let _ = tokio::time::timeout(CLOSE_LIMIT, async {
+        if let Ok(Shutdown { unfinished: 0, .. }) = hapax.shutdown(CLOSE_LIMIT).await {
+            let _ = hapax.store().close().await;
+        }
+    })
+    .await;
 }
 
 /// Prints an answer in the form that was asked for.

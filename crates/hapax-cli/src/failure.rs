@@ -51,6 +51,17 @@ impl Failure {
         Self { attempt: Some(attempt), ..failure }
     }
 
+    /// Says as well that the key is still in doubt by an attempt before.
+    pub fn still_in_doubt(mut self, record: &Record, flags: &str) -> Self {
+        let (key, attempt) = (&record.key, Some(record.attempt_id));
+        let _ = write!(
+            self.message,
+            "; key {key} is still in doubt by the attempt before: {}",
+            remedy(key, attempt, flags)
+        );
+        Self { attempt, ..self }
+    }
+
     /// What was to be settled is not what stands under the key: `now`, if anything.
     pub fn stale(key: &Key, attempt: AttemptId, now: Option<&Record>, flags: &str) -> Self {
         let now = match now {

@@ -11,6 +11,7 @@ mod failure;
 pub mod fuzzing;
 mod output;
 mod run;
+mod sealed;
 mod settings;
 mod signals;
 mod streams;

@@ -19,7 +19,7 @@ use crate::action::{Planned, reads_stdin};
 use crate::args::{DoubtChoice, Run};
 use crate::child::{self, Ended, Fate, Stopped, Terms};
 use crate::commands::{close, manager};
-use crate::failure::Failure;
+use crate::failure::{Failure, IN_DOUBT};
 use crate::output::Output;
 use crate::settings::{Chosen, From, Settings};
 use crate::signals::{Caught, Signals, name_of};
@@ -44,7 +44,8 @@ pub async fn run(args: Run, settings: &Settings, json: bool) -> Result<u8, Failu
     let waiting = Waiting::new(json, args.verbose);
     let mut signals = Signals::listen()?;
     let hook = waiting.clone();
-    let hapax = manager(settings)?
+    let hapax = manager(settings)
+        .await?
         .policy(policy(&planned.chosen, settings)?)
         .on_wait(move |record, waited| hook.show(record, waited))
         .build()
@@ -158,11 +159,17 @@ async fn execute(
     // Before the command: once that is started, nothing may be in its way.
     let (stdout, stderr) = match report.writers() {
         Ok(writers) => writers,
-        Err(e) => return Err(freed(claim, 1, "failed", &format!("there is no thread for the output: {e}")).await),
+        Err(e) => {
+            let failure = freed(claim, 1, "failed", &format!("there is no thread for the output: {e}")).await;
+            return Err(doubt_stays(hapax, &key, chosen, settings, failure).await);
+        }
     };
     let child = match child::start(&args.command, &mut terms) {
         Ok(child) => child,
-        Err(e) => return Err(not_started(claim, args, &e).await),
+        Err(e) => {
+            let failure = not_started(claim, args, &e).await;
+            return Err(doubt_stays(hapax, &key, chosen, settings, failure).await);
+        }
     };
     let ended = child::see_through(child, &terms, signals, &stdout, &stderr).await;
     let settled = settle(claim, &ended, chosen, keep).await;
@@ -177,12 +184,7 @@ async fn execute(
         _ = signals.next() => {}
     }
     let End { code, recorded } = settled?;
-    // A release after a rerun frees nothing: of the attempt before it nothing is known.
-    if !recorded
-        && chosen.on_doubt.value == DoubtChoice::Rerun
-        && let Ok(Some(record)) = hapax.record(&key).await
-        && record.state == State::InDoubt
-    {
+    if !recorded && let Some(record) = doubt_before(hapax, &key, chosen).await {
         report.still_in_doubt(&record, code, &settings.flags);
     }
     if report.json {
@@ -302,6 +304,27 @@ async fn not_started(claim: Claim, args: &Run, error: &std::io::Error) -> Failur
         }
     };
     freed(claim, code, "not_started", &format!("{program} cannot be started ({error}), so nothing ran: {remedy}")).await
+}
+
+/// The doubt that a rerun without effect found and leaves: of the attempt before it nothing is known, so that its
+/// release frees nothing.
+async fn doubt_before(hapax: &Hapax, key: &Key, chosen: &Chosen) -> Option<Record> {
+    if chosen.on_doubt.value != DoubtChoice::Rerun {
+        return None;
+    }
+    hapax.record(key).await.ok().flatten().filter(|record| record.state == State::InDoubt)
+}
+
+/// A failure of a command that did not run, with the doubt from before if that stays.
+async fn doubt_stays(hapax: &Hapax, key: &Key, chosen: &Chosen, settings: &Settings, failure: Failure) -> Failure {
+    // One that is in doubt itself says so already.
+    if failure.code == IN_DOUBT {
+        return failure;
+    }
+    match doubt_before(hapax, key, chosen).await {
+        Some(record) => failure.still_in_doubt(&record, &settings.flags),
+        None => failure,
+    }
 }
 
 /// Nothing ran: frees the key.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use clap::ValueEnum as _;
 use hapax::store::OnFull;
 use hapax::{Config, Error, Identity, InFlight, KeepParams, OnDoubt, PolicyPatch, Ttl};
+use hapax_http::EncryptionConfig;
 use serde::Serialize;
 
 pub use self::file::Rule;
@@ -166,6 +167,8 @@ pub struct Settings {
     pub on_full: Setting<OnFull>,
     pub verify_limit: Setting<Span>,
     pub auto_cleanup: Setting<bool>,
+    /// The keys that seal what a store of this host keeps.
+    pub encryption: Setting<Option<EncryptionConfig>>,
     pub rules: Vec<Rule>,
     /// The flags that another command for the same records needs.
     pub flags: String,
@@ -210,6 +213,7 @@ impl Settings {
             on_full: Setting::default(OnFull::Evict),
             verify_limit: Setting::default(Span(Duration::from_secs(60))),
             auto_cleanup: Setting::default(true),
+            encryption: Setting::default(None),
             rules: Vec::new(),
             flags: String::new(),
             from_file: Choices::default(),
@@ -240,6 +244,15 @@ impl Settings {
         self.on_full.put(file.on_full, source);
         self.verify_limit.put(file.verify_limit, source);
         self.auto_cleanup.put(file.auto_cleanup, source);
+        if let (Some(mut encryption), Some(place)) = (file.encryption, &self.file) {
+            for key in &mut encryption.keys {
+                // A relative path is taken from the file's directory, as the store's is.
+                if let Some(dir) = place.path.parent() {
+                    key.file = dir.join(&key.file);
+                }
+            }
+            self.encryption = Setting { value: Some(encryption), source };
+        }
         if let (Some(store), Some(place)) = (file.store, &self.file) {
             self.store = Some(Setting { value: place::beside(&place.path, &store), source });
         }

@@ -129,6 +129,12 @@ fn ls_finds_records_and_pages_through_them() {
     assert_eq!(second["records"].as_array().unwrap().len(), 3);
     assert_eq!(second["next"], Value::Null);
     assert_eq!(keys(&["--all", "--limit", "1"]).len(), 7);
+    let mut oldest = keys(&[]);
+    oldest.reverse();
+    assert_eq!(keys(&["--newest", "--all"]), oldest);
+    let first = home.json(["--json", "ls", "--newest", "--limit", "4"]);
+    let rest = keys(&["--newest", "--cursor", first["next"].as_str().unwrap()]);
+    assert_eq!((first["records"][0]["key"].as_str(), &rest[..]), (Some("doubt"), &oldest[4..]));
 
     let text = home.run(["ls", "--limit", "1"]);
     assert!(text.stdout.starts_with("STATE      BEGAN"), "{text:?}");

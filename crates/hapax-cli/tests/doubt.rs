@@ -208,6 +208,28 @@ fn a_rerun_that_fails_says_that_the_doubt_from_before_stays() {
     assert_eq!(again().stderr, "");
 }
 
+#[test]
+fn a_rerun_whose_program_cannot_be_started_says_that_the_doubt_from_before_stays() {
+    let home = Home::new();
+    let absent = ["run", "--key", "k", "--on-doubt", "rerun", "--", "./absent"];
+    let done = home.run(absent);
+    assert!(done.code == Some(127) && !done.stderr.contains("in doubt"), "{done:?}");
+    let path = home.write("absent", "#!/bin/sh\nkill -9 $$\n");
+    common::make_executable(&path);
+    assert_eq!(home.run(absent).code, Some(76));
+    std::fs::remove_file(path).unwrap();
+    let done = home.run(absent);
+    assert_eq!(done.code, Some(127), "{done:?}");
+    assert_one_line(&done);
+    assert!(done.stderr.contains("nothing ran") && done.stderr.contains("still in doubt"), "{done:?}");
+    assert_eq!(home.state("k"), "in_doubt");
+    let failure = home.run([&["--json"], &absent[..]].concat());
+    let failure: serde_json::Value = serde_json::from_str(failure.stderr.lines().last().unwrap()).unwrap();
+    assert_eq!(failure["error"]["kind"], "not_started");
+    assert_eq!(failure["error"]["attemptId"], home.json(["--json", "get", "k"])["attemptId"]);
+    home.ok(advised(failure["error"]["message"].as_str().unwrap()));
+}
+
 fn verified(home: &Home, verifier: &str) -> Done {
     home.run(["run", "--key", "k", "--verify", verifier, "--", "sh", "-c", AGAIN])
 }

@@ -268,3 +268,30 @@ fn the_world_is_let_in_with_tokens_only() {
     let done = home.run(["serve", "--listen", "0.0.0.0:0"]);
     assert!(done.code.is_some_and(|code| code != 0) && done.stderr.contains("not a loopback address"), "{done:?}");
 }
+
+#[test]
+fn what_the_dockerfile_copies_and_runs_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let dockerfile = read("deploy/Dockerfile");
+    let line = |begin: &str| dockerfile.lines().find_map(|line| line.strip_prefix(begin)).unwrap();
+    // The image that builds has the Rust that the workspace asks for, at least.
+    let minor = |text: &str| -> u32 {
+        text.split_once("1.").unwrap().1.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+    };
+    let manifest = read("Cargo.toml");
+    let wanted = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap();
+    assert!(minor(line("FROM rust:")) >= minor(wanted), "{wanted}");
+    // What is built is this binary, and it lies where it is copied from.
+    assert_eq!(line("RUN cargo build "), format!("--release --locked --package {}", env!("CARGO_PKG_NAME")));
+    assert_eq!(line("COPY --from=build "), "/src/target/release/hapax /usr/local/bin/hapax");
+    assert_eq!(std::path::Path::new(env!("CARGO_BIN_EXE_hapax")).file_stem().unwrap(), "hapax");
+    assert!(root.join("Cargo.lock").exists(), "--locked needs it");
+    // What is left out of the build's context holds nothing that the build needs.
+    assert_eq!(read("deploy/Dockerfile.dockerignore"), "target\n.git\n");
+    // Its command is one that hapax knows; only the mounted configuration is missing here.
+    let words = |begin: &str| -> Vec<String> { serde_json::from_str(line(begin)).unwrap() };
+    assert_eq!(words("ENTRYPOINT "), ["hapax"]);
+    let done = Home::new().run(words("CMD "));
+    assert!(done.code == Some(64) && done.stderr.contains("/etc/hapax/serve.toml cannot be read"), "{done:?}");
+}

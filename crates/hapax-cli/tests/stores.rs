@@ -6,6 +6,8 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 
 use common::{Done, Home, assert_one_line, finish};
 
@@ -180,4 +182,85 @@ fn a_store_that_forgets_or_does_not_exist_is_refused() {
         assert!(!done.stderr.contains("secret"));
     }
     assert!(!home.path("ran").exists());
+}
+
+#[test]
+fn sealed_results_are_read_with_their_keys_and_named_without() {
+    let home = Home::new();
+    let digits = |byte: &str| byte.repeat(32);
+    home.write("keys/old", &digits("0a"));
+    home.write("keys/new", &(digits("0b") + "\n"));
+    let keys = |current: &str, ids: &[&str]| {
+        let one = |id: &&str| format!("[[encryption.key]]\nid = '{id}'\nfile = 'keys/{id}'\n");
+        format!("[encryption]\ncurrent = '{current}'\n{}", ids.iter().map(one).collect::<String>())
+    };
+    home.write("sealed.toml", &keys("old", &["old"]));
+    let sealed = |args: &[&str]| home.run([&["--config", "sealed.toml"], args].concat());
+    let line = ["run", "--key", "k", "--", "sh", "-c", "echo SECRET; echo ran >> ledger"];
+    for _ in 0..2 {
+        let done = sealed(&line);
+        assert_eq!((done.code, done.stdout.as_str()), (Some(0), "SECRET\n"), "{done:?}");
+    }
+    let file = std::fs::read(home.database()).unwrap();
+    assert!(!file.windows(6).any(|w| w == b"SECRET"), "the result is in the file");
+
+    // Without keys nothing is shown or run that would be another result, and the remedy is named.
+    for args in [
+        &line[..],
+        &["get", "k"],
+        &["check", "k"],
+        &["--json", "get", "k"],
+        &["--json", "ls"],
+        &["mark", "k", "--result", "1"],
+    ] {
+        let done = home.run(args);
+        assert_eq!((done.code, done.stdout.as_str()), (Some(64), ""), "{args:?} {done:?}");
+        for part in ["key k", "old", "[encryption]", "--config"] {
+            assert!(done.stderr.contains(part), "{part}: {done:?}");
+        }
+        assert!(!done.stderr.contains("hapax-sealed"), "{done:?}");
+    }
+    assert_eq!(home.ledger(), ["ran"]);
+    assert!(home.ok(["ls"]).contains(" k"));
+    assert!(home.ok(["top", "--once"]).contains(" k"));
+    assert_eq!(home.json(["--json", "stats"])["totalCached"], 1);
+
+    // A key is changed, and what the old one sealed still reads; without it, its id is named.
+    home.write("sealed.toml", &keys("new", &["new", "old"]));
+    assert_eq!(sealed(&line).stdout, "SECRET\n");
+    home.write("sealed.toml", &keys("new", &["new"]));
+    let done = sealed(&["get", "k"]);
+    assert!(done.code == Some(69) && done.stderr.contains("\"old\""), "{done:?}");
+    // A doubt whose reason is sealed can be seen and settled.
+    assert_eq!(sealed(&["run", "--key", "d", "--", "sh", "-c", "kill -9 $$"]).code, Some(76));
+    assert!(home.ok(["get", "d"]).contains("sealed with the encryption key"), "its reason");
+    home.ok(["settle", "d", "--not-happened"]);
+    home.ok(["rm", "k"]);
+
+    // A server that is started from this file seals too.
+    let mut serve =
+        home.hapax(["--config", "sealed.toml", "--store", "sqlite:served.db", "serve", "--listen", "127.0.0.1:0"]);
+    let mut server = serve.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut address = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut address).unwrap();
+    let store = address.trim().strip_prefix("listening on ").unwrap();
+    home.ok(["--store", store, "mark", "k", "--result", "\"SECRET\""]);
+    assert_eq!(home.ok(["--store", store, "check", "k"]), "\"SECRET\"\n");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let without = home.run(["--store", "sqlite:served.db", "check", "k"]);
+    assert!(without.code == Some(64) && without.stderr.contains("\"new\""), "{without:?}");
+    let config = home.run(["--config", "sealed.toml", "--json", "config"]).stdout;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&config).unwrap()["settings"]["encryption"]["value"], "new");
+    for (text, part) in [
+        (keys("absent", &["new"]), "there is no key \"absent\""),
+        (keys("gone", &["gone"]), "the file of key \"gone\" cannot be read"),
+        (keys("bad", &["bad"]), "64 hexadecimal digits"),
+        ("[encryption]\ncurent = 'x'".into(), "curent"),
+    ] {
+        home.write("keys/bad", "12");
+        home.write("sealed.toml", &text);
+        let done = sealed(&["ls"]);
+        assert!(done.code == Some(64) && done.stderr.contains(part), "{part}: {done:?}");
+    }
 }

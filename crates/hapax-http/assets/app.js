@@ -243,7 +243,11 @@ function themeName() {
 document.addEventListener('keydown', (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   if (event.target.closest('input, select, textarea')) {
-    if (event.key === 'Escape') event.target.blur();
+    if (event.key === 'Escape') {
+      // It leaves the field; by itself it would empty it, too, and the list would change a moment later.
+      event.preventDefault();
+      event.target.blur();
+    }
     return;
   }
   if (document.querySelector('dialog[open]')) return;

@@ -77,6 +77,13 @@ export function reconcile(list, items, keyOf, make) {
     if (child.hapaxKey === undefined) child.remove();
     else old.set(child.hapaxKey, child);
   }
+  // What is gone goes first: a child that is moved loses its focus, and so none is that need not be.
+  const wanted = new Set(items.map(keyOf));
+  for (const [key, child] of old) {
+    if (wanted.has(key)) continue;
+    child.remove();
+    old.delete(key);
+  }
   let place = list.firstElementChild;
   for (const item of items) {
     const key = keyOf(item);
@@ -98,7 +105,6 @@ export function reconcile(list, items, keyOf, make) {
     if (child === place) place = place.nextElementSibling;
     else list.insertBefore(child, place);
   }
-  for (const child of old.values()) child.remove();
 }
 
 export const NAMES = { in_progress: 'In progress', completed: 'Completed', failed: 'Failed', in_doubt: 'In doubt' };

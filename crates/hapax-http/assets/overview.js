@@ -102,7 +102,7 @@ export function overview({ open, may, changed }) {
     runs.small.textContent = data.stats.inProgress > data.inProgress.length ? `the first ${data.inProgress.length} of ${count(data.stats.inProgress)}` : '';
     put(expiring, data.expiring.slice(0, 20), 'Nothing expires within the hour.', (r) => ['', r.expiresAt]);
     put(slow, data.slowest.slice(0, 6), 'Nothing was timed yet.', (r) => [`${span(r.durationMs)} · `, r.executedAt]);
-    const bound = data.lookedAt === 0 ? '' : data.lookedAt === 1 ? 'of one record' : data.behind ? `of ${count(data.lookedAt)} records; still reading` : `of the newest ${count(data.lookedAt)} records`;
+    const bound = data.lookedAt === 0 ? '' : data.lookedAt === 1 ? 'of one record' : `of the newest ${count(data.lookedAt)} records`;
     slowest.small.textContent = bound;
     byKind.small.textContent = bound;
     kinds.replaceChildren(

@@ -1,10 +1,12 @@
-// The records: the newest when nothing is asked, else what fits, page by page.
+// The records, newest first: live when nothing is asked, else what fits; older ones page by page.
 
 import { get, recordPath } from './api.js';
 import { h, plain, reconcile } from './dom.js';
 import { row, welcome } from './overview.js';
 
 const PAGE = 50;
+// What the overview brings of the newest.
+const LIVE = 100;
 // Rows in the page at most: beyond that a filter serves better than scrolling.
 const MOST = 500;
 export const FIELDS = ['key', 'signal', 'action', 'target', 'state'];
@@ -35,11 +37,13 @@ export function records({ open, filters, filtered }) {
   let newest = [];
   let timer = 0;
   let turn = null;
+  // Someone has loaded more: the list stays as it is then.
+  let paged = false;
 
   function restore() {
     const asked = filters();
     for (const name of FIELDS) inputs[name].value = asked[name] ?? '';
-    reset.hidden = !isAsked();
+    reset.hidden = !isAsked() && !paged;
   }
 
   const isAsked = () => FIELDS.some((name) => inputs[name].value.trim());
@@ -67,7 +71,7 @@ export function records({ open, filters, filtered }) {
     return FIELDS.every((name) => !by[name] || (name === 'key' ? record.key === by.key : record[NAMES[name]] === by[name]));
   }
 
-  async function fetchPage(from) {
+  async function fetchPage(from, limit = PAGE) {
     turn?.abort();
     turn = new AbortController();
     const by = asked();
@@ -78,7 +82,7 @@ export function records({ open, filters, filtered }) {
       });
       return { records: record && fits(record) ? [{ ...record, params: null, result: null }] : [], next: null };
     }
-    const query = new URLSearchParams({ limit: PAGE });
+    const query = new URLSearchParams({ limit, order: 'desc' });
     for (const [name, value] of Object.entries(by)) query.set(NAMES[name], value);
     if (from) query.set('cursor', from);
     const page = await get(`/v1/records?${query}`, turn.signal);
@@ -87,6 +91,7 @@ export function records({ open, filters, filtered }) {
   }
 
   async function load(quiet) {
+    paged = false;
     reset.hidden = !isAsked();
     problem.hidden = true;
     if (!isAsked()) {
@@ -110,14 +115,24 @@ export function records({ open, filters, filtered }) {
   }
 
   async function next() {
+    const before = shown.length;
+    more.disabled = true;
+    // From now on: what comes live meanwhile must not take this page's place.
+    const was = paged;
+    paged = true;
     try {
-      const page = await fetchPage(cursor);
-      shown = [...shown, ...page.records].slice(0, MOST);
+      // The newest came with the overview, which has no cursor.
+      const page = cursor ? await fetchPage(cursor) : await fetchPage(null, LIVE + PAGE);
+      shown = (cursor ? [...shown, ...page.records] : page.records).slice(0, MOST);
       cursor = shown.length < MOST ? page.next : null;
+      reset.hidden = false;
       draw();
-      list.querySelectorAll('.row')[shown.length - page.records.length]?.focus();
+      list.querySelectorAll('.row')[before]?.focus();
     } catch (error) {
+      paged = was;
       if (error.name !== 'AbortError') fail(error);
+    } finally {
+      more.disabled = false;
     }
   }
 
@@ -127,8 +142,8 @@ export function records({ open, filters, filtered }) {
   }
 
   function draw() {
-    more.hidden = !cursor;
-    note.textContent = isAsked() ? (shown.length >= MOST ? `the first ${MOST}; narrow it further` : 'oldest first') : shown.length >= 100 ? 'the newest 100' : 'newest first';
+    more.hidden = !cursor && (isAsked() || paged || shown.length < LIVE);
+    note.textContent = shown.length >= MOST ? `the newest ${MOST}; narrow it further` : paged ? 'newest first, as they were; Clear shows what is new' : 'newest first';
     if (shown.length === 0) {
       list.replaceChildren(h('li', { class: 'none' }, isAsked() ? h('p', { class: 'muted' }, 'No record fits. Every field is matched exactly, and whoever expired is gone.') : welcome()));
       return;
@@ -143,9 +158,7 @@ export function records({ open, filters, filtered }) {
     restore: () => { restore(); load(); },
     show(fresh) {
       newest = fresh;
-      // A list that someone has paged through stays as it is.
-      if (!isAsked()) load();
-      else if (shown.length <= PAGE) load(true);
+      if (!paged) load(true);
     },
   };
 }

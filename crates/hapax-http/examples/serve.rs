@@ -15,7 +15,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         config.listen.set_port(port.parse()?);
     }
     if let Some(wait) = args.next() {
+        // Of calls that do not say how long, and at most of those that do.
         config.policy.wait = Some(wait.parse()?);
+        config.limits.max_wait = wait.parse()?;
     }
     let server = ApiServer::bind(config).await?;
     println!("listening on {}", server.address());

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hapax::store::Store;
 use hapax::{Error, Hapax, Key, Stats};
@@ -34,6 +34,7 @@ pub(crate) struct Inner {
     // Read on every request, written by a reload alone.
     live: RwLock<Arc<Live>>,
     metrics: Arc<Metrics>,
+    began: Instant,
     closing: watch::Sender<bool>,
 }
 
@@ -103,7 +104,8 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let store: Arc<dyn Store> = Arc::new(crate::timed::Timed::new(store, metrics.clone()));
         let live = Live::make(config, &store, &HashMap::new()).await?;
-        let inner = Inner { store, live: RwLock::new(Arc::new(live)), metrics, closing: watch::Sender::new(false) };
+        let (live, began) = (RwLock::new(Arc::new(live)), Instant::now());
+        let inner = Inner { store, live, metrics, began, closing: watch::Sender::new(false) };
         let inner = Arc::new(inner);
         tokio::spawn(watch(Arc::downgrade(&inner)));
         Ok(Self { inner })
@@ -149,6 +151,11 @@ impl App {
 
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.inner.store
+    }
+
+    /// How long it has been there.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.inner.began.elapsed()
     }
 
     /// Asks the store for the time: whether it answers at all.

@@ -36,7 +36,7 @@ mod tls;
 pub mod units;
 
 pub use access::{Role, TokenHash};
-pub use client::HttpStore;
+pub use client::{HttpStore, Told};
 pub use config::{
     DEFAULT_LISTEN, EncryptionConfig, EncryptionKey, Limits, PolicyConfig, ServeConfig, TlsConfig, TokenConfig,
 };

@@ -80,8 +80,8 @@ pub(crate) const OPERATIONS: [&str; 16] = [
 /// Everything that is counted in this process.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    // Written once per new combination, read on every request.
-    requests: RwLock<BTreeMap<(String, String, u16), Arc<AtomicU64>>>,
+    // By route; written once per new combination, read on every request.
+    requests: RwLock<BTreeMap<String, Vec<Requests>>>,
     durations: Histogram,
     running: AtomicI64,
     pub(crate) connections: AtomicI64,
@@ -92,6 +92,14 @@ pub(crate) struct Metrics {
     store_errors: AtomicU64,
 }
 
+/// The requests of a route by one method that were answered with one status.
+#[derive(Debug)]
+struct Requests {
+    method: &'static str,
+    status: u16,
+    count: AtomicU64,
+}
+
 /// A request under way.
 pub(crate) struct Running {
     metrics: Arc<Metrics>,
@@ -100,16 +108,37 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn done(self, method: &Method, route: &str, status: StatusCode) {
-        // Methods of a client's own invention must not make up labels.
-        let method = match method.as_str() {
-            known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
-            _ => "other",
-        };
-        let label = (method.to_string(), route.to_string(), status.as_u16());
-        let counter = self.metrics.requests.read().get(&label).cloned();
-        let counter = counter.unwrap_or_else(|| self.metrics.requests.write().entry(label).or_default().clone());
-        counter.fetch_add(1, Ordering::Relaxed);
+        let (method, status) = (method_label(method), status.as_u16());
+        let is_it = |of: &&Requests| of.status == status && of.method == method;
+        let known = self.metrics.requests.read();
+        if let Some(of) = known.get(route).and_then(|all| all.iter().find(is_it)) {
+            of.count.fetch_add(1, Ordering::Relaxed);
+        } else {
+            drop(known);
+            let mut requests = self.metrics.requests.write();
+            let all = requests.entry(route.to_string()).or_default();
+            match all.iter().find(is_it) {
+                Some(of) => {
+                    of.count.fetch_add(1, Ordering::Relaxed);
+                }
+                None => all.push(Requests { method, status, count: AtomicU64::new(1) }),
+            }
+        }
         self.metrics.durations.observe(self.began.elapsed());
+    }
+}
+
+/// Methods of a client's own invention must not make up labels.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
     }
 }
 
@@ -129,20 +158,28 @@ impl Metrics {
         let outcome = match answer {
             Ok(RemoteClaimed::Started(_)) => "claimed",
             Ok(RemoteClaimed::Replay(_)) => "replayed",
-            Err(Error::InFlight { .. }) => "in_flight",
-            Err(Error::InDoubt { .. }) => "in_doubt",
-            Err(Error::ParamsMismatch { .. }) => "mismatch",
-            Err(Error::ShuttingDown) => "shutting_down",
-            Err(_) => "error",
+            Err(error) => Self::refusal(error),
         };
-        self.outcome(outcome);
-        self.waits.observe(waited);
+        self.claim(outcome, waited);
     }
 
-    pub(crate) fn outcome(&self, outcome: &str) {
+    /// The outcome of a claim that was refused.
+    pub(crate) fn refusal(error: &Error) -> &'static str {
+        match error {
+            Error::InFlight { .. } => "in_flight",
+            Error::InDoubt { .. } => "in_doubt",
+            Error::ParamsMismatch { .. } => "mismatch",
+            Error::ShuttingDown => "shutting_down",
+            _ => "error",
+        }
+    }
+
+    /// A claim that went like this, after so long.
+    pub(crate) fn claim(&self, outcome: &str, waited: Duration) {
         if let Some((counter, _)) = self.outcomes.iter().zip(OUTCOMES).find(|(_, name)| *name == outcome) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+        self.waits.observe(waited);
     }
 
     pub(crate) fn action(&self, duration: Duration) {
@@ -167,7 +204,9 @@ impl Metrics {
         head(&mut out, "hapax_build_info", "gauge", "The version.");
         let _ = writeln!(out, "hapax_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
         head(&mut out, "hapax_http_requests_total", "counter", "Requests by method, route and status.");
-        for ((method, route, status), count) in &*self.requests.read() {
+        for (route, Requests { method, status, count }) in
+            self.requests.read().iter().flat_map(|(route, all)| all.iter().map(move |of| (route, of)))
+        {
             let count = count.load(Ordering::Relaxed);
             let _ = writeln!(
                 out,

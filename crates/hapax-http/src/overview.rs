@@ -1,15 +1,14 @@
 //! What the dashboard shows over time and by kind: gathered in the server's
 //! memory, with bounded work on the store.
 //!
-//! Invariants: the series holds a day of minutes; a look at the records reads at
-//! most [`PAGES`] pages, and goes on from where the last look ended, so that it
-//! comes to the newest however many there are.
+//! Invariants: the series holds a day of minutes; a look at the records reads one
+//! page, the newest, however many there are.
 
 use std::collections::VecDeque;
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use hapax::store::{Filter, MAX_PAGE};
+use hapax::store::{Filter, MAX_PAGE, Order};
 use hapax::{Error, Hapax, Record, Stats, Timestamp};
 use parking_lot::Mutex;
 
@@ -19,8 +18,6 @@ use crate::app::{App, Inner};
 pub(crate) const MINUTES: usize = 24 * 60;
 /// How often the counters are looked at when nobody asks.
 const EVERY: Duration = Duration::from_secs(15);
-/// Pages read at one look.
-const PAGES: usize = 5;
 /// How long a look holds.
 const FRESH: Duration = Duration::from_secs(2);
 
@@ -41,7 +38,7 @@ pub(crate) struct Overview {
     // Held for moments; never over an await.
     series: Mutex<Series>,
     // One look at a time: who comes meanwhile waits for it and shares it.
-    tail: tokio::sync::Mutex<Tail>,
+    newest: tokio::sync::Mutex<Newest>,
 }
 
 #[derive(Debug, Default)]
@@ -86,24 +83,11 @@ impl Series {
     }
 }
 
-/// The newest records as they were last looked at, without params and results.
+/// The newest records as they were last looked at, newest first, without params and results.
 #[derive(Debug, Default)]
-pub(crate) struct Tail {
+struct Newest {
     looked: Option<Instant>,
-    /// Where the last page begins.
-    cursor: Option<String>,
-    /// The page before it.
-    before: Vec<Record>,
-    last: Vec<Record>,
-    more: bool,
-}
-
-/// The newest records: at most [`MAX_PAGE`], newest first.
-#[derive(Debug)]
-pub(crate) struct Newest {
-    pub(crate) records: Vec<Record>,
-    /// There are newer ones: the look has not come to the end yet.
-    pub(crate) behind: bool,
+    records: Vec<Record>,
 }
 
 impl Overview {
@@ -117,35 +101,15 @@ impl Overview {
         (series.since.map(Timestamp::from_millis), series.minutes.iter().copied().collect())
     }
 
-    pub(crate) async fn newest(&self, hapax: &Hapax) -> Result<Newest, Error> {
-        let mut tail = self.tail.lock().await;
-        if tail.looked.is_none_or(|at| at.elapsed() >= FRESH) {
-            tail.look(hapax).await?;
-            tail.looked = Some(Instant::now());
+    /// The newest records, newest first: at most [`MAX_PAGE`].
+    pub(crate) async fn newest(&self, hapax: &Hapax) -> Result<Vec<Record>, Error> {
+        let mut newest = self.newest.lock().await;
+        if newest.looked.is_none_or(|at| at.elapsed() >= FRESH) {
+            let filter = Filter { order: Order::NewestFirst, ..Filter::default() };
+            newest.records = hapax.records(filter, None, MAX_PAGE).await?.records.into_iter().map(bare).collect();
+            newest.looked = Some(Instant::now());
         }
-        let records = tail.last.iter().rev().chain(tail.before.iter().rev()).take(MAX_PAGE).cloned().collect();
-        Ok(Newest { records, behind: tail.more })
-    }
-}
-
-impl Tail {
-    async fn look(&mut self, hapax: &Hapax) -> Result<(), Error> {
-        self.more = true;
-        for _ in 0..PAGES {
-            let page = hapax.records(Filter::default(), self.cursor.clone(), MAX_PAGE).await?;
-            self.last = page.records.into_iter().map(bare).collect();
-            let Some(next) = page.next else {
-                self.more = false;
-                break;
-            };
-            self.before = std::mem::take(&mut self.last);
-            self.cursor = Some(next);
-        }
-        // All went away, by `clear` say: what was read before them is no longer so.
-        if !self.more && self.last.is_empty() && self.cursor.take().is_some() {
-            self.before.clear();
-        }
-        Ok(())
+        Ok(newest.records.clone())
     }
 }
 

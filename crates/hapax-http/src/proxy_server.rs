@@ -129,7 +129,7 @@ impl ProxyConfig {
     }
 
     /// The upstream behind the layer.
-    fn service(&self, hapax: &Hapax) -> Result<Router, Error> {
+    fn service(&self, hapax: &Hapax, app: Option<&App>) -> Result<Router, Error> {
         let options = self.options()?;
         let mut upstream = Upstream::new(&self.upstream)
             .map_err(|e| Error::Config { message: e.to_string() })?
@@ -140,7 +140,9 @@ impl ProxyConfig {
         if self.tls.is_some() {
             upstream = upstream.behind_tls();
         }
-        Ok(Router::new().fallback_service(IdempotencyLayer::new(hapax.clone(), options).layer(upstream)))
+        let metrics = app.map(|app| app.metrics().clone());
+        let layer = IdempotencyLayer::counted(hapax.clone(), options, metrics);
+        Ok(Router::new().fallback_service(layer.layer(upstream)))
     }
 
     /// The configuration of the listener beside it, if there is one.
@@ -271,7 +273,7 @@ impl ProxyServer {
             .max_result_bytes(config.room())
             .build()
             .await?;
-        let current = Arc::new(RwLock::new(config.service(&hapax)?));
+        let current = Arc::new(RwLock::new(config.service(&hapax, admin.as_ref().map(|admin| &admin.app))?));
         let listener = bind(config.listen).await?;
         let address = listener.local_addr()?;
         let tls = Arc::new(RwLock::new(acceptor));
@@ -396,7 +398,7 @@ impl ProxyReloader {
         let acceptor = config.tls.as_ref().map(tls::acceptor).transpose()?;
         // The namespace and whether there is TLS stay as they are.
         let config = ProxyConfig { namespace: began.namespace.clone(), admin: began.admin, ..config };
-        let service = config.service(&self.hapax)?;
+        let service = config.service(&self.hapax, self.app.as_ref())?;
         // All is checked before anything changes.
         let beside = config.beside();
         beside.as_ref().map(ServeConfig::validate).transpose()?;

@@ -98,7 +98,9 @@ impl Store for Spaces {
     fn mark(&self, mark: Mark) -> StoreFuture<'_, Marked> {
         Box::pin(async move {
             Ok(match self.at(&mark.namespace.clone()).mark(mark).await? {
-                Marked::Recorded(record) => Marked::Recorded(uncounted(record)),
+                Marked::Recorded { record, expired, evicted } => {
+                    Marked::Recorded { record: uncounted(record), expired, evicted }
+                }
                 Marked::Exists(record) => Marked::Exists(uncounted(record)),
             })
         })

@@ -120,6 +120,64 @@ async fn an_answer_is_replayed_and_the_key_travels_on() {
 }
 
 #[tokio::test]
+async fn claims_are_counted_as_the_apis_are() {
+    let up = upstream(b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\nok", false).await;
+    let silent = upstream(b"", false).await;
+    let config = |to: std::net::SocketAddr| {
+        let mut config =
+            ProxyConfig::from_toml(&format!("upstream = \"http://{to}\"\nadmin = \"127.0.0.1:0\"")).unwrap();
+        config.listen.set_port(0);
+        config
+    };
+    let server = ProxyServer::bind(config(up.address)).await.unwrap();
+    let (address, admin, reloader) = (server.address(), server.admin_address().unwrap(), server.reloader());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(async move { server.run(async { drop(stopped.await) }).await.unwrap() });
+    let server = Running::new(address, stop, task);
+    let ops = common::Http::new(admin);
+    let metrics = async || String::from_utf8(ops.get("/metrics").await.is(200).body.to_vec()).unwrap();
+    let http = server.client().with("idempotency-key", "k");
+    for status in [201, 201] {
+        http.send(Method::POST, "/", "a").await.is(status);
+    }
+    http.send(Method::POST, "/", "b").await.is(422);
+    // Without a key there is no claim.
+    server.client().send(Method::POST, "/", "c").await.is(201);
+    let text = metrics().await;
+    for line in [
+        "hapax_claims_total{outcome=\"claimed\"} 1",
+        "hapax_claims_total{outcome=\"replayed\"} 1",
+        "hapax_claims_total{outcome=\"mismatch\"} 1",
+        "hapax_claims_total{outcome=\"in_flight\"} 0",
+        "hapax_claim_wait_seconds_count 3",
+        "hapax_action_duration_seconds_count 1",
+        "hapax_in_progress{namespace=\"proxy\"} 0",
+    ] {
+        assert!(text.contains(line), "{line} is missing in {text}");
+    }
+    // Still so after a reload, and while one runs.
+    reloader.reload(config(silent.address)).await.unwrap();
+    let slow = tokio::spawn({
+        let http = server.client().with("idempotency-key", "slow");
+        async move { http.send(Method::POST, "/", "").await }
+    });
+    let began = std::time::Instant::now();
+    while !metrics().await.contains("hapax_in_progress{namespace=\"proxy\"} 1") {
+        assert!(began.elapsed() < Duration::from_secs(10), "it never runs");
+    }
+    server.client().with("idempotency-key", "slow").send(Method::POST, "/", "").await.is(409);
+    let text = metrics().await;
+    for line in [
+        "hapax_claims_total{outcome=\"claimed\"} 2",
+        "hapax_claims_total{outcome=\"in_flight\"} 1",
+        "hapax_claim_wait_seconds_count 5",
+    ] {
+        assert!(text.contains(line), "{line} is missing in {text}");
+    }
+    slow.abort();
+}
+
+#[tokio::test]
 async fn an_upstream_that_dies_in_the_middle_of_its_answer_leaves_doubt() {
     for half in [
         &b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"[..],

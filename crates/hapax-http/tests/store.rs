@@ -67,7 +67,7 @@ async fn a_manager_works_against_a_server_as_on_a_store_of_its_own() {
     assert_eq!(settled.unwrap().unwrap().state, State::Completed);
 
     let marked = one.mark_executed(&Key::given("m%/ü".trim_end_matches('ü')).unwrap(), &1, None).await.unwrap();
-    assert!(matches!(marked, Marked::Recorded(_)));
+    assert!(matches!(marked, Marked::Recorded { .. }));
     assert_eq!(two.keys(Filter::default()).await.unwrap().len(), 4);
     assert_eq!(
         two.records(Filter { state: Some(State::Failed), ..Filter::default() }, None, 10).await.unwrap().records.len(),

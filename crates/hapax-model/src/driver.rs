@@ -168,7 +168,7 @@ impl Driver {
                 }
             }
             Op::Mark(value) => match self.store.mark(self.mark(value)).await? {
-                Marked::Recorded(record) => Answer::Found(Some(self.view(&record))),
+                Marked::Recorded { record, .. } => Answer::Found(Some(self.view(&record))),
                 Marked::Exists(record) => Answer::Exists(self.view(&record)),
             },
             Op::Get => Answer::Found(self.seen(self.store.get(namespace, key).await?)),

@@ -10,6 +10,7 @@
 //! - `property`: what must be true in every state.
 //! - `driver`, `replay`: paths of the model, replayed on a real store.
 //! - `linear`, `history`, `fleet`: concurrent calls of a real store, and whether any order explains them.
+//! - `cut`: the same of stores behind a server, whose connections are cut all the time.
 //! - `slow`: a store whose futures take several turns, for schedules of whole calls.
 //! - `graph`: the reachable states as a graph, for what must stay reachable.
 //!
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod cut;
 pub mod driver;
 pub mod fleet;
 pub mod graph;

@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::fmt::Write;
 
-use crate::spec::{Answer, Op, Spec};
+use crate::spec::{Answer, Ending, Op, Spec};
 
 /// A call and its answer. Moments are of any clock that all callers share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +35,20 @@ pub enum Refused {
     NoOrder(String),
 }
 
+/// How often a store may send one call to its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sends {
+    /// Once.
+    Once,
+    /// Again, when a connection broke before the answer.
+    Again,
+}
+
 /// Looks for an order of the calls that explains all answers.
 ///
 /// # Errors
 /// When there is none.
-pub fn linearize(events: &[Event]) -> Result<(), Refused> {
+pub fn linearize(events: &[Event], sends: Sends) -> Result<(), Refused> {
     if events.len() > MAX_EVENTS {
         return Err(Refused::TooLong(events.len()));
     }
@@ -77,7 +86,7 @@ pub fn linearize(events: &[Event]) -> Result<(), Refused> {
             let mut after = spec;
             let answer = after.step(event.op, None);
             let explained = match event.returned {
-                Some((_, said)) => said == answer,
+                Some((_, said)) => said == answer || sends == Sends::Again && is_free_already(event.op, said, answer),
                 // One without an answer that changes nothing need never have been.
                 None => after != spec,
             };
@@ -87,6 +96,16 @@ pub fn linearize(events: &[Event]) -> Result<(), Refused> {
         }
     }
     Err(Refused::NoOrder(story(events, furthest)))
+}
+
+/// Whether what was to free a key may have been told that it is free: sent again, it finds nothing there, as it was to
+/// be, and cannot tell whether it or another has seen to that.
+fn is_free_already(op: Op, said: Answer, once: Answer) -> bool {
+    match op {
+        Op::End { ending: Ending::Release, .. } => said == Answer::Done && once == Answer::Lost(None),
+        Op::Settle { of: Some(_), happened: None } => said == Answer::Found(None) && once == Answer::NotInDoubt(None),
+        _ => false,
+    }
 }
 
 /// Whether an operation with this answer changes nothing, whenever it is asked.

@@ -1,6 +1,6 @@
 //! The checker of histories, on histories that are known to be good and bad.
 
-use hapax_model::linear::{Event, Refused, linearize};
+use hapax_model::linear::{Event, Refused, Sends, linearize};
 use hapax_model::spec::{Answer, Attempt, Ending, Op, View, Written};
 
 fn done(op: Op, called: u64, returned: u64, answer: Answer) -> Event {
@@ -24,11 +24,11 @@ fn completed(attempt: Attempt) -> View {
 }
 
 fn is_good(events: &[Event]) {
-    assert_eq!(linearize(events), Ok(()));
+    assert_eq!(linearize(events, Sends::Once), Ok(()));
 }
 
 fn is_bad(events: &[Event]) {
-    assert!(matches!(linearize(events), Err(Refused::NoOrder(_))), "it was explained");
+    assert!(matches!(linearize(events, Sends::Once), Err(Refused::NoOrder(_))), "it was explained");
 }
 
 #[test]
@@ -139,4 +139,20 @@ fn a_hundred_calls_at_once_are_judged_in_no_time() {
     is_good(&events);
     events.push(done(Op::Get, 104, 105, Answer::Found(Some(completed(1)))));
     is_bad(&events);
+}
+
+#[test]
+fn a_release_that_may_be_sent_again_may_find_the_key_free_but_not_anothers() {
+    let release = Op::End { attempt: 1, ending: Ending::Release };
+    let begun = [
+        done(Op::Begin { attempt: 1, take_over: None }, 0, 1, Answer::Started(1)),
+        done(Op::End { attempt: 1, ending: Ending::Doubt }, 2, 3, Answer::Done),
+    ];
+    let settled = done(Op::Settle { of: Some(1), happened: None }, 4, 5, Answer::Found(None));
+    let freed = [begun[0], begun[1], settled, done(release, 6, 7, Answer::Done)];
+    assert_eq!(linearize(&freed, Sends::Again), Ok(()));
+    is_bad(&freed);
+    let other = done(Op::Begin { attempt: 2, take_over: Some(1) }, 4, 5, Answer::Started(2));
+    let taken = [begun[0], begun[1], other, done(release, 6, 7, Answer::Done)];
+    assert!(linearize(&taken, Sends::Again).is_err(), "it was another's");
 }

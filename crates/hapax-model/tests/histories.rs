@@ -1,7 +1,7 @@
 //! Concurrent histories of the stores, with calls that are dropped half-way, a
 //! disk that is full and processes that are killed: each has an order that
 //! explains it.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use hapax::store::sqlite::{Durability, SqliteOptions, SqliteStore};
 use hapax::{Key, ManualClock};
 use hapax_model::driver::Clock;
 use hapax_model::history::record;
-use hapax_model::linear::{Refused, linearize};
+use hapax_model::linear::{Refused, Sends, linearize};
 use hapax_servers::postgres::{Disk, PostgresServer, Tls};
 use hapax_servers::redis::{RedisConfig, RedisServer};
 
@@ -22,7 +22,7 @@ fn judge(handles: &[Arc<dyn Store>], clock: impl Into<Clock>, histories: u64) ->
         let key = Key::given(&format!("key-{seed}")).unwrap();
         let events = record(handles, &clock, &key, seed);
         calls += events.len();
-        if let Err(Refused::NoOrder(story)) = linearize(&events) {
+        if let Err(Refused::NoOrder(story)) = linearize(&events, Sends::Once) {
             assert!(story.is_empty(), "seed {seed}: no order explains\n{story}");
         }
     }
@@ -70,7 +70,7 @@ fn histories_of_sqlite_processes_that_are_killed_are_linearizable() {
     println!("sqlite: {} histories, {calls} calls and deaths, {} kills", recorded.histories.len(), recorded.kills);
     assert!(recorded.histories.len() > 50 && recorded.kills > 10);
     for (key, events) in &recorded.histories {
-        if let Err(Refused::NoOrder(story)) = linearize(events) {
+        if let Err(Refused::NoOrder(story)) = linearize(events, Sends::Once) {
             assert!(story.is_empty(), "key {key}: no order explains\n{story}");
         }
     }
@@ -94,4 +94,24 @@ fn histories_of_four_redis_handles_are_linearizable() {
 fn histories_of_four_postgres_handles_are_linearizable() {
     let postgres = PostgresServer::start(Disk::Fast, Tls::Off).unwrap();
     judge_server(&postgres.url("postgres"));
+}
+
+/// Judges histories of four handles, two of which lose their connections over and over, for a few seconds.
+fn judge_cut(url: &str, port: u16) {
+    let within = std::time::Duration::from_secs(6);
+    let judged = hapax_model::cut::judge(url, port, 1_000..1_200, within).unwrap_or_else(|told| panic!("{told}"));
+    println!("{}: {judged:?}", url.split(':').next().unwrap());
+    assert!(judged.cuts > 5 && judged.unanswered > 0, "{judged:?}");
+}
+
+#[test]
+fn histories_of_redis_handles_whose_connections_are_cut_are_linearizable() {
+    let redis = RedisServer::start(RedisConfig::new()).unwrap();
+    judge_cut(&redis.url(), redis.port());
+}
+
+#[test]
+fn histories_of_postgres_handles_whose_connections_are_cut_are_linearizable() {
+    let postgres = PostgresServer::start(Disk::Fast, Tls::Off).unwrap();
+    judge_cut(&postgres.url("postgres"), postgres.port());
 }

@@ -20,6 +20,8 @@ pub enum Fault {
     BeforeRequest,
     /// The server gets the request; its answer is thrown away and the connection cut.
     BeforeAnswer,
+    /// As [`BeforeAnswer`](Self::BeforeAnswer), and it is the beginning of an [`outage`](Proxy::outage).
+    Outage,
 }
 
 #[derive(Debug)]
@@ -41,6 +43,15 @@ struct Shared {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn cut(&self) {
+        for (client, server) in lock(&self.links).drain(..) {
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 /// The proxy. Dropping it cuts everything.
@@ -112,10 +123,7 @@ impl Proxy {
 
     /// Cuts all connections now; new ones are served.
     pub fn cut(&self) {
-        for (client, server) in lock(&self.shared.links).drain(..) {
-            let _ = client.shutdown(Shutdown::Both);
-            let _ = server.shutdown(Shutdown::Both);
-        }
+        self.shared.cut();
     }
 
     /// Cuts all connections and serves no new ones until [`restore`](Self::restore).
@@ -160,15 +168,24 @@ fn link(shared: &Arc<Shared>, client: TcpStream) -> Result<()> {
             }
             let fault = trap.take().map(|t| t.fault);
             there.sprung.fetch_add(1, Ordering::SeqCst);
-            if fault == Some(Fault::BeforeAnswer) {
-                marked.store(true, Ordering::SeqCst);
-                return true;
+            match fault {
+                None | Some(Fault::BeforeRequest) => return false,
+                Some(Fault::BeforeAnswer) => {}
+                Some(Fault::Outage) => there.refuse.store(true, Ordering::SeqCst),
             }
-            false
+            marked.store(true, Ordering::SeqCst);
+            true
         });
     })?;
+    let there = shared.clone();
     std::thread::Builder::new().name("proxy-answers".into()).spawn(move || {
-        pump(answers.0, answers.1, |_| !doomed.load(Ordering::SeqCst));
+        pump(answers.0, answers.1, |_| {
+            let passes = !doomed.load(Ordering::SeqCst);
+            if !passes && there.refuse.load(Ordering::SeqCst) {
+                there.cut();
+            }
+            passes
+        });
     })?;
     Ok(())
 }

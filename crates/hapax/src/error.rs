@@ -201,7 +201,8 @@ pub enum Error {
 
     /// The action ran, but its result is not recorded; the value is in here.
     #[error(
-        "the action for key {key} ran, but its result was not recorded: {reason}; the value is in this error, the key is in doubt and will not run again until it is settled"
+        "the action for key {key} ran, but its result was not recorded: {reason}; the value is in this error, and what the key's record says counts: while that is in doubt, \
+         nothing runs again until it is settled"
     )]
     NotRecorded {
         /// The key.

@@ -723,6 +723,11 @@ impl Inner {
         if fresh {
             bump(&self.gauges.misses);
         }
+        self.count_room(expired, evicted);
+    }
+
+    /// Counts what went to make room for a record.
+    pub(crate) fn count_room(&self, expired: u64, evicted: u64) {
         if expired > 0 {
             self.gauges.expired_cleaned.fetch_add(expired, Ordering::Relaxed);
         }

@@ -232,7 +232,12 @@ impl Hapax {
                 since: record.started_at,
                 waited: Duration::ZERO,
             }),
-            marked => Ok(marked),
+            marked => {
+                if let Marked::Recorded { expired, evicted, .. } = marked {
+                    self.inner.count_room(expired, evicted);
+                }
+                Ok(marked)
+            }
         }
     }
 
@@ -350,7 +355,7 @@ impl Hapax {
         Ok(self.inner.store.get(self.inner.namespace.clone(), key.clone()).await?.map(|r| *r))
     }
 
-    /// A page of records, oldest first: at most `limit` (1 to 1000), from
+    /// A page of records in the filter's order, oldest first by default: at most `limit` (1 to 1000), from
     /// `cursor` on, which is the last page's `next`.
     ///
     /// # Errors
@@ -359,7 +364,7 @@ impl Hapax {
         Ok(self.inner.store.query(self.inner.namespace.clone(), filter, cursor, limit.clamp(1, MAX_PAGE)).await?)
     }
 
-    /// The keys of all records that fit, oldest first, at most 1 000 000.
+    /// The keys of all records that fit, in the filter's order, at most 1 000 000.
     ///
     /// # Errors
     /// [`Error::Store`].

@@ -259,7 +259,9 @@ impl Hapax {
             capacity: self.inner.capacity(&config),
         };
         match self.marked(mark).await? {
-            Marked::Exists(record) if call.attempt == Some(record.attempt_id) => Ok(Marked::Recorded(record)),
+            Marked::Exists(record) if call.attempt == Some(record.attempt_id) => {
+                Ok(Marked::Recorded { record, expired: 0, evicted: 0 })
+            }
             marked => Ok(marked),
         }
     }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use hapax::store::sealed::{KeyRing, SealedStore};
+use hapax::store::sealed::{KeyRing, SealedStore, sealed_with};
 use hapax::store::{Filter, Settlement, Store};
 use hapax::{Action, ActionError, Claimed, Error, Hapax, Json, Key, Ttl};
 use serde_json::json;
@@ -54,6 +54,12 @@ async fn keys_rotate_and_what_was_written_before_sealing_still_reads() {
     let key = |n: u8| Key::given(&format!("k-{n}")).unwrap();
     Hapax::builder().store(store.clone()).build().await.unwrap().mark_executed(&key(0), "plain", None).await.unwrap();
     on(&store, ring("old", 1)).await.mark_executed(&key(1), "old", None).await.unwrap();
+    let raw = store.get("default".into(), key(1)).await.unwrap().unwrap();
+    assert_eq!(sealed_with(raw.result.unwrap().as_str()), Some("old"));
+    assert_eq!(
+        (sealed_with("hapax-sealed:1:a:AAAA"), sealed_with("\"plain\""), sealed_with("")),
+        (Some("a"), None, None)
+    );
     let rotated = on(&store, ring("new", 2).and("old", [1; 32]).unwrap()).await;
     rotated.mark_executed(&key(2), "new", None).await.unwrap();
     for (n, text) in ["plain", "old", "new"].into_iter().enumerate() {

@@ -3,7 +3,7 @@
 
 mod show;
 
-use hapax::store::{Filter, MAX_PAGE, Marked, Settlement};
+use hapax::store::{Filter, MAX_PAGE, Marked, Order, Settlement};
 use hapax::{Error, Key, Record, State, Ttl};
 use serde::Serialize;
 use serde_json::json;
@@ -12,6 +12,7 @@ use super::{close, existing, open, print};
 use crate::action::result_of;
 use crate::args::{Cleanup, Ls, Mark, Settle};
 use crate::failure::{Failure, IN_FLIGHT};
+use crate::sealed;
 use crate::settings::Settings;
 use crate::terminal;
 use crate::units::Keep;
@@ -80,6 +81,7 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         signal_id: args.signal,
         state: args.state,
         expiring_within: args.expiring_within.map(|s| s.0),
+        order: if args.newest { Order::NewestFirst } else { Order::OldestFirst },
     };
     let hapax = existing(settings).await?;
     let mut answer = Answer { records: Vec::new(), next: args.cursor };
@@ -100,6 +102,7 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         close(hapax).await;
     }
     if json {
+        answer.records.iter().try_for_each(sealed::is_open)?;
         terminal::print(&terminal::json(&answer)?)?;
         return Ok(0);
     }
@@ -148,7 +151,7 @@ pub async fn mark(args: Mark, settings: &Settings, json: bool) -> Result<u8, Fai
     let marked = hapax.mark_executed(&key, &result, Some(ttl)).await?;
     close(&hapax).await;
     let (recorded, record) = match marked {
-        Marked::Recorded(record) => (true, record),
+        Marked::Recorded { record, .. } => (true, record),
         Marked::Exists(record) => (false, record),
     };
     print(json, &json!({ "recorded": recorded, "record": record }), || match recorded {

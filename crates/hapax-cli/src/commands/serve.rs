@@ -49,6 +49,7 @@ fn proxy_config(args: &Proxy, settings: &Settings) -> Result<ProxyConfig, Failur
         None => {
             let mut config = ProxyConfig::default();
             config.store = settings.server_store()?;
+            config.encryption.clone_from(&settings.encryption.value);
             config
         }
     };
@@ -78,6 +79,7 @@ fn serve_config(args: &Serve, settings: &Settings) -> Result<ServeConfig, Failur
             let mut config = ServeConfig::default();
             config.store = settings.server_store()?;
             config.namespace.clone_from(&settings.namespace.value);
+            config.encryption.clone_from(&settings.encryption.value);
             config
         }
     };

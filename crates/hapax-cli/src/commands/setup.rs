@@ -64,6 +64,7 @@ pub fn config(settings: &Settings, json: bool) -> Result<u8, Failure> {
             OnFull::Reject => "reject".into(),
         }),
         row("auto_cleanup", &settings.auto_cleanup, |b| (*b).into()),
+        row("encryption", &settings.encryption, |e| e.as_ref().map(|e| e.current.as_str()).into()),
     ]);
     let file = settings.file.as_ref().map(|place| (place.path.display().to_string(), place.path.exists()));
     print(json, &object(&rows, &settings.rules, file.as_ref()), || text(&rows, &settings.rules, file.as_ref()))?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use hapax::store::OnFull;
 use hapax::{Identity, KeepParams};
+use hapax_http::EncryptionConfig;
 use serde::Deserialize;
 
 use super::{Choices, Source};
@@ -103,6 +104,7 @@ with_choices! {
         on_full: Option<OnFull>,
         verify_limit: Option<Span>,
         auto_cleanup: Option<bool>,
+        encryption: Option<EncryptionConfig>,
         #[serde(default)]
         rule: Vec<RuleFields>,
     }

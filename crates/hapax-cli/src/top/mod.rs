@@ -3,8 +3,9 @@
 //! The loop here owns the terminal and the store; what a key does is decided in
 //! `model`, what is seen in `view`, both without either. Invariants: the
 //! terminal is given back on every way out, a panic and SIGTERM included; the
-//! store is asked at most once at a time and no more often than `--interval`.
+//! store is asked at most once at a time, at the times that `live` says.
 
+mod live;
 mod model;
 mod source;
 mod view;
@@ -19,6 +20,7 @@ use ratatui::{DefaultTerminal, crossterm};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use self::live::Live;
 use self::model::{Model, Wish};
 use self::source::{Snapshot, Source};
 use crate::args::Top;
@@ -38,7 +40,7 @@ pub async fn top(args: &Top, settings: &Settings, json: bool) -> Result<u8, Fail
             "top is for people: for programs there are `hapax stats --json` and `hapax ls --json`",
         ));
     }
-    let mut source = Source::open(settings).await?;
+    let source = Source::open(settings).await?;
     if args.once {
         let snapshot = source.look().await?;
         source.close().await;
@@ -76,19 +78,22 @@ async fn watch(
     let mut keys = keyboard()?;
     let (tell, mut news) = mpsc::channel(4);
     let (mut term, mut hup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-    let mut turn = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-    turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut live = Live::new(source.follow(), every);
     let mut idle = Some(source);
     let hapax = idle.as_ref().and_then(Source::hapax);
     let mut hapax = hapax;
     let ttl = settings.chosen_by_default().map_or(Ttl::Never, |chosen| chosen.ttl.value.0);
     loop {
+        model.is_told = live.is_told();
         screen.draw(|frame| view::draw(frame, &mut model))?;
+        let due = live.due();
         tokio::select! {
             _ = term.recv() => break,
             _ = hup.recv() => break,
-            _ = turn.tick() => {
-                if let Some(mut source) = idle.take() {
+            // One look at a time.
+            () = tokio::time::sleep_until(due), if idle.is_some() => {
+                if let Some(source) = idle.take() {
+                    live.looks();
                     let tell = tell.clone();
                     tokio::spawn(async move {
                         let looked = Box::new(source.look().await);
@@ -96,12 +101,17 @@ async fn watch(
                     });
                 }
             }
+            told = live.told() => model.hear(told),
             Some(came) = news.recv() => match came {
                 News::Looked(source, looked) => {
                     hapax = source.hapax();
                     idle = Some(source);
+                    let meanwhile = live.looked(looked.is_ok());
                     match *looked {
-                        Ok(snapshot) => model.take(snapshot),
+                        Ok(snapshot) => {
+                            model.take(snapshot);
+                            model.hear(meanwhile);
+                        }
                         Err(error) => model.trouble(&error.to_string()),
                     }
                 }

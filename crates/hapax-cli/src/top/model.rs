@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hapax::{AttemptId, Key, Record, State};
+use hapax_http::Told;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::source::Snapshot;
@@ -66,19 +67,30 @@ pub struct Model {
     pub trouble: Option<String>,
     /// Rows above the first that is seen.
     pub scroll: usize,
+    /// Set when the store is a server: whether it tells what happens, or is asked again and again.
+    pub is_told: Option<bool>,
 }
 
 impl Model {
     pub fn new(snapshot: Snapshot) -> Self {
         let (mode, filter) = (Mode::Browse, String::new());
-        Self { snapshot, mode, filter, selected: 0, message: None, trouble: None, scroll: 0 }
+        Self { snapshot, mode, filter, selected: 0, message: None, trouble: None, scroll: 0, is_told: None }
     }
 
     /// Takes what is now; the selection stays with its key.
     pub fn take(&mut self, snapshot: Snapshot) {
-        let key = self.chosen().map(|r| (r.key.clone(), r.state));
-        self.snapshot = snapshot;
         self.trouble = None;
+        self.change(|now| *now = snapshot);
+    }
+
+    /// Takes up what a server tells, in the order it came.
+    pub fn hear(&mut self, told: impl IntoIterator<Item = Told>) {
+        self.change(|now| told.into_iter().for_each(|told| now.hear(told)));
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Snapshot)) {
+        let key = self.chosen().map(|r| (r.key.clone(), r.state));
+        change(&mut self.snapshot);
         if let Some((key, _)) = key {
             let rows = self.rows();
             let at = records(&rows).position(|r| r.key == key);

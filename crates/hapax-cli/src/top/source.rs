@@ -1,15 +1,14 @@
-//! What `hapax top` shows, from any store, by queries of bounded size.
-//!
-//! Queries go from the oldest record on, so that the newest are found by walking
-//! to the end once, at most `WALK` pages a look, and by reading the last page
-//! again from then on.
+//! What `hapax top` shows, from any store, by queries of bounded size; and what a server tells of itself, put into that.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use hapax::store::{Filter, MAX_PAGE};
-use hapax::{Clock as _, Error, Hapax, Record, State, Stats, SystemClock, Timestamp};
+use hapax::store::{Filter, MAX_PAGE, Order};
+use hapax::{Clock as _, Error, Hapax, Key, Record, State, Stats, SystemClock, Timestamp};
+use hapax_http::{HttpStore, Told};
+use tokio::sync::mpsc;
 
-use crate::commands::{close, existing};
+use crate::commands::{close, existing, open_at, server};
 use crate::failure::Failure;
 use crate::settings::Settings;
 
@@ -17,34 +16,86 @@ use crate::settings::Settings;
 const LIVE: usize = 200;
 /// The newest records that are kept for the panes.
 pub const NEWEST: usize = 500;
-/// Pages that one look reads at most on its way to the newest.
-const WALK: usize = 5;
 
 /// What there was at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub store: String,
     pub namespace: String,
-    /// By the store's clock.
+    /// By the store's clock, when it was looked at.
     pub now: Timestamp,
+    pub taken: Instant,
+    /// How long the server was up then, if it is one and says so.
+    pub up: Option<Duration>,
     pub stats: Stats,
     pub in_doubt: Vec<Record>,
     pub in_progress: Vec<Record>,
     /// Recorded results and errors, newest first, without params and results.
     pub newest: Vec<Record>,
-    /// There are newer ones that the walk has not reached yet.
-    pub walking: bool,
+}
+
+impl Snapshot {
+    /// What time it is by the store's clock.
+    pub fn clock(&self) -> Timestamp {
+        self.now.plus(self.taken.elapsed())
+    }
+
+    /// How long the server is up.
+    pub fn uptime(&self) -> Option<Duration> {
+        self.up.map(|up| up + self.taken.elapsed())
+    }
+
+    /// Takes up what a server tells.
+    pub fn hear(&mut self, told: Told) {
+        match told {
+            Told::Stats(stats) => self.stats = *stats,
+            Told::Gone(key) => self.forget(&key, None),
+            Told::Changed(record) => {
+                let record = light(*record);
+                self.forget(&record.key, Some(record.state));
+                let live = match record.state {
+                    State::InDoubt => &mut self.in_doubt,
+                    State::InProgress => &mut self.in_progress,
+                    State::Completed | State::Failed => {
+                        let at = self.newest.partition_point(|r| recorded_at(r) > recorded_at(&record));
+                        self.newest.insert(at, record);
+                        self.newest.truncate(NEWEST);
+                        return;
+                    }
+                };
+                if let Some(place) = live.iter_mut().find(|r| r.key == record.key) {
+                    *place = record;
+                } else if live.len() < LIVE {
+                    // What is more is in the next look, when there is room again.
+                    live.push(record);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes a key out of the lists, but that in which it stays in place.
+    fn forget(&mut self, key: &Key, but: Option<State>) {
+        if but != Some(State::InDoubt) {
+            self.in_doubt.retain(|r| r.key != *key);
+        }
+        if but != Some(State::InProgress) {
+            self.in_progress.retain(|r| r.key != *key);
+        }
+        self.newest.retain(|r| r.key != *key);
+    }
+}
+
+fn recorded_at(record: &Record) -> Timestamp {
+    record.executed_at.unwrap_or(record.started_at)
 }
 
 /// A store that is looked at again and again.
 pub struct Source {
     hapax: Option<Hapax>,
+    server: Option<Arc<HttpStore>>,
     /// Set while there is no store yet; looking must not make one.
     settings: Option<Waiting>,
-    /// Where the last page begins.
-    cursor: Option<String>,
-    /// Recorded records before the last page, newest last.
-    before: VecDeque<Record>,
 }
 
 struct Waiting {
@@ -54,16 +105,26 @@ struct Waiting {
 
 impl Source {
     pub async fn open(settings: &Settings) -> Result<Self, Failure> {
-        let hapax = existing(settings).await?;
+        let server = server(settings)?;
+        let hapax = match &server {
+            Some(server) => Some(open_at(server.clone(), settings).await?),
+            None => existing(settings).await?,
+        };
         let waiting = match &hapax {
             Some(_) => None,
             None => Some(Waiting { store: settings.store()?, namespace: settings.namespace.value.clone() }),
         };
-        Ok(Self { hapax, settings: waiting, cursor: None, before: VecDeque::new() })
+        Ok(Self { hapax, server, settings: waiting })
     }
 
     pub fn hapax(&self) -> Option<Hapax> {
         self.hapax.clone()
+    }
+
+    /// What a server tells from now on, if it is one.
+    pub fn follow(&self) -> Option<mpsc::Receiver<Told>> {
+        let namespace = self.hapax.as_ref()?.config().namespace.clone();
+        self.server.as_ref().map(|server| server.follow(&namespace))
     }
 
     pub async fn close(self) {
@@ -73,24 +134,30 @@ impl Source {
     }
 
     /// Looks once.
-    pub async fn look(&mut self) -> Result<Snapshot, Error> {
+    pub async fn look(&self) -> Result<Snapshot, Error> {
         let Some(hapax) = self.hapax.clone() else { return Ok(self.empty()) };
         let live = async |state| -> Result<Vec<Record>, Error> {
             let filter = Filter { state: Some(state), ..Filter::default() };
             Ok(hapax.records(filter, None, LIVE).await?.records.into_iter().map(light).collect())
         };
         let (in_doubt, in_progress) = (live(State::InDoubt).await?, live(State::InProgress).await?);
-        let (newest, walking) = self.newest(&hapax).await?;
+        let newest = Self::newest(&hapax).await?;
         let info = hapax.info().await?;
+        let up = match &self.server {
+            // An older one does not say it.
+            Some(server) => server.uptime(&info.namespace).await.ok().flatten(),
+            None => None,
+        };
         Ok(Snapshot {
             store: info.store,
             namespace: info.namespace,
             now: info.now,
+            taken: Instant::now(),
+            up,
             stats: hapax.stats().await?,
             in_doubt,
             in_progress,
             newest,
-            walking,
         })
     }
 
@@ -103,38 +170,23 @@ impl Source {
             store,
             namespace,
             now: SystemClock.now(),
+            taken: Instant::now(),
+            up: None,
             stats: Stats::default(),
             in_doubt: Vec::new(),
             in_progress: Vec::new(),
             newest: Vec::new(),
-            walking: false,
         }
     }
 
-    async fn newest(&mut self, hapax: &Hapax) -> Result<(Vec<Record>, bool), Error> {
-        let mut last = Vec::new();
-        let mut walking = true;
-        for _ in 0..WALK {
-            let page = hapax.records(Filter::default(), self.cursor.clone(), MAX_PAGE).await?;
-            last = page.records.into_iter().filter(|r| r.state.is_recorded()).map(light).collect();
-            match page.next {
-                Some(next) => {
-                    self.before.extend(last.drain(..));
-                    let surplus = self.before.len().saturating_sub(NEWEST);
-                    self.before.drain(..surplus);
-                    self.cursor = Some(next);
-                }
-                None => {
-                    walking = false;
-                    break;
-                }
-            }
-        }
-        // By time: a key that ran again may stand where it stood before.
-        let mut newest: Vec<Record> = self.before.iter().cloned().chain(last).collect();
-        newest.sort_by_key(|r| std::cmp::Reverse(r.executed_at.unwrap_or(r.started_at)));
-        newest.truncate(NEWEST);
-        Ok((newest, walking))
+    /// Recorded results and errors, the last recorded first.
+    async fn newest(hapax: &Hapax) -> Result<Vec<Record>, Error> {
+        let filter = Filter { order: Order::NewestFirst, ..Filter::default() };
+        let page = hapax.records(filter, None, MAX_PAGE).await?;
+        let recorded = page.records.into_iter().filter(|r| r.state.is_recorded());
+        let mut newest: Vec<Record> = recorded.take(NEWEST).map(light).collect();
+        newest.sort_by_key(|r| std::cmp::Reverse(recorded_at(r)));
+        Ok(newest)
     }
 }
 

@@ -1,4 +1,5 @@
 use hapax::{Clock as _, Stats, SystemClock};
+use hapax_http::Told;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
@@ -25,11 +26,12 @@ fn model(text: &str) -> Model {
         store: format!("sqlite:{text}"),
         namespace: "n".into(),
         now: SystemClock.now(),
+        taken: std::time::Instant::now(),
+        up: Some(std::time::Duration::from_secs(7_500)),
         stats: Stats { executions: 3, in_doubt: 1, ..Stats::default() },
         in_doubt: vec![record("doubtful", "in_doubt", text)],
         in_progress: vec![record("running", "in_progress", text)],
         newest: (0..20).map(|n| record(&format!("done-{n}"), "completed", text)).collect(),
-        walking: false,
     })
 }
 
@@ -59,6 +61,38 @@ fn doubts_come_first_and_the_selection_stays_in_sight() {
     assert!(drawn(&mut model, 80, 12).contains(&chosen));
     press(&mut model, KeyCode::Char('g'));
     assert!(drawn(&mut model, 40, 8).contains("doubtful"));
+}
+
+#[test]
+fn what_a_server_tells_goes_where_it_belongs() {
+    let mut model = model("charge");
+    let keys = |records: &[Record]| records.iter().map(|r| r.key.to_string()).collect::<Vec<_>>();
+    let changed = |key: &str, state: &str| Told::Changed(Box::new(record(key, state, "charge")));
+    press(&mut model, KeyCode::Char('j'));
+    assert_eq!(model.chosen().unwrap().key.as_str(), "running");
+    model.hear([changed("doubtful-2", "in_doubt"), changed("running-2", "in_progress"), changed("new", "failed")]);
+    assert_eq!(model.chosen().unwrap().key.as_str(), "running", "the selection stays with its key");
+    let now = &model.snapshot;
+    assert_eq!(
+        (keys(&now.in_doubt), keys(&now.in_progress)),
+        (vec!["doubtful".into(), "doubtful-2".into()], vec!["running".into(), "running-2".into()])
+    );
+    assert_eq!((now.newest.len(), keys(&now.newest)[0].as_str()), (21, "new"));
+    assert!(now.newest[0].params.is_none() && now.newest[0].result.is_none());
+    // From one list to another, and away.
+    let stats = Stats { in_doubt: 9, ..Stats::default() };
+    let gone = Told::Gone(hapax::Key::given("doubtful").unwrap());
+    model.hear([changed("running", "in_doubt"), changed("running-2", "completed"), gone, Told::Stats(Box::new(stats))]);
+    let now = &model.snapshot;
+    assert_eq!((keys(&now.in_doubt), now.in_progress.len()), (vec!["doubtful-2".into(), "running".into()], 0));
+    assert_eq!((keys(&now.newest)[0].as_str(), now.stats.in_doubt), ("running-2", 9));
+    // However much is told, the lists keep their bounds.
+    for n in 0..1_000 {
+        model.hear([changed(&format!("r-{n}"), "in_progress"), changed(&format!("c-{n}"), "completed")]);
+    }
+    assert_eq!((model.snapshot.in_progress.len(), model.snapshot.newest.len()), (200, 500));
+    model.is_told = Some(true);
+    assert!(drawn(&mut model, 100, 24).contains("up 2h 5m  live"));
 }
 
 #[test]

@@ -84,7 +84,13 @@ pub fn plain(model: &Model) -> String {
 fn header(model: &Model, width: usize) -> Vec<String> {
     let s = &model.snapshot;
     let stats = &s.stats;
-    let place = format!("hapax  {}  namespace {}", safe(&s.store), safe(&s.namespace));
+    let mut place = format!("hapax  {}  namespace {}", safe(&s.store), safe(&s.namespace));
+    if let Some(up) = s.uptime() {
+        place.push_str(&format!("  up {}", glance(up)));
+    }
+    if let Some(is_told) = model.is_told {
+        place.push_str(if is_told { "  live" } else { "  polling" });
+    }
     let facts = [
         format!("running {}", stats.in_progress),
         format!("in doubt {}", stats.in_doubt),
@@ -105,9 +111,6 @@ fn header(model: &Model, width: usize) -> Vec<String> {
         line.push_str(&fact);
     }
     lines.push(line);
-    if s.walking {
-        lines.push("still reading; the newest records are not here yet".into());
-    }
     lines
 }
 
@@ -151,7 +154,7 @@ fn lines(model: &Model, width: usize, colour: bool) -> Vec<Shown> {
 
 /// A record on one line. The key comes last: it is what gets cut.
 fn one(record: &Record, model: &Model, width: usize, colour: bool) -> Line<'static> {
-    let now = model.snapshot.now;
+    let now = model.snapshot.clock();
     let style = if colour { Style::new().fg(hue(record.state)) } else { Style::new() };
     let ago = glance(now.since(record.executed_at.unwrap_or(record.started_at)));
     let wide = width >= NARROW;

@@ -1,5 +1,6 @@
 //! Statistics, what the store holds, cleanup, and settings.
 
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use utoipa_axum::router::OpenApiRouter;
@@ -47,8 +48,8 @@ async fn reset(Admin(tenant): Admin) -> Result<Response, Problem> {
     get, path = "/v1/info", tag = "statistics", operation_id = "getInfo",
     responses((status = 200, description = "What it holds", body = InfoAnswer), Common)
 )]
-async fn info(Reader(tenant): Reader) -> Result<Response, Problem> {
-    Ok(json_response(StatusCode::OK, &InfoAnswer::from(tenant.hapax.info().await?)))
+async fn info(State(app): State<App>, Reader(tenant): Reader) -> Result<Response, Problem> {
+    Ok(json_response(StatusCode::OK, &InfoAnswer::new(tenant.hapax.info().await?, app.uptime())))
 }
 
 /// Remove records

@@ -16,7 +16,7 @@ use super::body::json_response;
 use crate::access::{Role, Visitor};
 use crate::app::App;
 use crate::openapi::Common;
-use crate::overview::{Minute, Newest, bare};
+use crate::overview::{Minute, bare};
 use crate::problem::Problem;
 use crate::schema::{Record as RecordSchema, Stats};
 
@@ -58,8 +58,6 @@ struct OverviewAnswer {
     minutes: Vec<MinuteAnswer>,
     /// How many of the newest records `kinds`, `slowest` and `newest` come from; at most 1000.
     looked_at: usize,
-    /// The newest are not reached yet: a look reads 5000 records at most, and the next goes on from there.
-    behind: bool,
     /// By action type and target, most frequent first; at most 50.
     kinds: Vec<Kind>,
     /// The slowest recorded executions; at most 10.
@@ -174,7 +172,7 @@ fn slowest(records: &[Record]) -> Vec<Record> {
 async fn overview(Visitor(tenant, role): Visitor) -> Result<Response, Problem> {
     let hapax = &tenant.hapax;
     let stats = tenant.look().await?;
-    let Newest { records, behind } = tenant.overview.newest(hapax).await?;
+    let records = tenant.overview.newest(hapax).await?;
     let list = async |filter: Filter| -> Result<Vec<Record>, hapax::Error> {
         Ok(hapax.records(filter, None, LISTED).await?.records.into_iter().map(bare).collect())
     };
@@ -190,7 +188,6 @@ async fn overview(Visitor(tenant, role): Visitor) -> Result<Response, Problem> {
         since,
         minutes: minutes.into_iter().map(Into::into).collect(),
         looked_at: records.len(),
-        behind,
         kinds: kinds(&records),
         slowest: slowest(&records),
         in_doubt: list(in_state(State::InDoubt)).await?,

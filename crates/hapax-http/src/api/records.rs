@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use hapax::store::{Filter, MAX_PAGE, Marked, Settlement};
+use hapax::store::{Filter, MAX_PAGE, Marked, Order, Settlement};
 use hapax::{AttemptId, Key, Record, RemoteCall, State as KeyState, Ttl};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
@@ -49,16 +49,27 @@ struct ListQuery {
     state: Option<KeyState>,
     /// Whose result or error expires within this time from now.
     expiring_within: Option<Span>,
-    /// Where the page begins: the last page's `next`.
+    /// By age: `asc`, oldest first, or `desc`, newest first. Default: `asc`.
+    #[param(inline)]
+    order: Option<OrderChoice>,
+    /// Where the page begins: the last page's `next`, in the same order.
     cursor: Option<String>,
     /// The most records on the page, 1 to 1000. Default: 100.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
+/// In which order records come.
+#[derive(Clone, Copy, Debug, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum OrderChoice {
+    Asc,
+    Desc,
+}
+
 /// List records
 ///
-/// A page of records, oldest first. Every filter narrows it.
+/// A page of records, oldest first unless `order=desc`. Every filter narrows it.
 #[utoipa::path(
     get, path = "/v1/records", tag = "records", params(ListQuery), operation_id = "listRecords",
     responses((status = 200, description = "A page", body = PageAnswer), Common)
@@ -78,6 +89,10 @@ async fn list(Reader(tenant): Reader, Asked(query): Asked<ListQuery>) -> Result<
         signal_id: query.signal_id,
         state: query.state,
         expiring_within: query.expiring_within.map(|within| within.0),
+        order: match query.order {
+            None | Some(OrderChoice::Asc) => Order::OldestFirst,
+            Some(OrderChoice::Desc) => Order::NewestFirst,
+        },
     };
     let page = tenant.hapax.records(filter, query.cursor, limit).await?;
     Ok(json_response(StatusCode::OK, &PageAnswer { records: page.records, next: page.next }))
@@ -251,7 +266,7 @@ async fn mark(
     let marked = tenant.hapax.mark_remote(&call, result, request.ttl.map(|ttl| ttl.0)).await?;
     tenant.touch(&key);
     let (status, replayed, record) = match marked {
-        Marked::Recorded(record) => (StatusCode::CREATED, "false", record),
+        Marked::Recorded { record, .. } => (StatusCode::CREATED, "false", record),
         Marked::Exists(record) => (StatusCode::OK, "true", record),
     };
     let mut response = json_response(status, &record);

@@ -7,6 +7,7 @@
 //! lost is sent again and means the same; statistics are the server's.
 
 mod bodies;
+mod follow;
 mod store;
 mod wire;
 
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::path::encode_key;
 use crate::proxy::client;
+pub use follow::Told;
 use wire::{Aborting, Answer, Wire};
 
 /// A store at a server.

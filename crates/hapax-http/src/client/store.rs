@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hapax::store::{
-    Beat, Begin, Begun, Census, Counters, End, Ended, Filter, MAX_PAGE, Mark, Marked, Page, Removed, Settled,
+    Beat, Begin, Begun, Census, Counters, End, Ended, Filter, MAX_PAGE, Mark, Marked, Order, Page, Removed, Settled,
     Settlement, Store, StoreError, StoreFuture,
 };
 use hapax::{AttemptId, Key, Record, State, Timestamp};
@@ -166,7 +166,10 @@ impl Store for HttpStore {
             let path = format!("/v1/records/{}", encode_key(&mark.key));
             let answer = self.ask(&mark.namespace, Method::PUT, path, Some(body), Duration::ZERO).await?;
             match answer.status {
-                StatusCode::CREATED => Ok(Marked::Recorded(self.wire.read(&answer)?)),
+                StatusCode::CREATED => {
+                    // What went for it, the server counts.
+                    Ok(Marked::Recorded { record: self.wire.read(&answer)?, expired: 0, evicted: 0 })
+                }
                 StatusCode::OK => Ok(Marked::Exists(self.wire.read(&answer)?)),
                 StatusCode::CONFLICT => match self.record(&mark.namespace, &mark.key).await? {
                     Some(record) => Ok(Marked::Exists(record)),
@@ -227,6 +230,7 @@ impl Store for HttpStore {
         Box::pin(async move {
             let mut path = format!("/v1/records?limit={}", limit.clamp(1, MAX_PAGE));
             let state = filter.state.map(|s| s.as_str().to_string());
+            let order = (filter.order == Order::NewestFirst).then(|| "desc".to_string());
             let within = filter.expiring_within.map(|within| at_most(within).to_string());
             for (name, value) in [
                 ("actionType", filter.action_type),
@@ -234,6 +238,7 @@ impl Store for HttpStore {
                 ("signalId", filter.signal_id),
                 ("state", state),
                 ("expiringWithin", within),
+                ("order", order),
                 ("cursor", cursor),
             ] {
                 if let Some(value) = value {

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::access::NAMESPACE;
-use crate::layer::full;
+use crate::layer::{Body, full};
 use crate::proxy::{HttpClient, chain};
 
 /// The largest answer that is read: a page of records at most.
@@ -73,18 +73,7 @@ impl Wire {
         path: &str,
         body: Option<&str>,
     ) -> Result<(StatusCode, Bytes), StoreError> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.location))
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(NAMESPACE, namespace);
-        if let Some(authorization) = &self.authorization {
-            request = request.header(header::AUTHORIZATION, authorization);
-        }
-        let body = body.unwrap_or_default().to_string();
-        let request = request
-            .body(full(body.into()))
-            .map_err(|e| StoreError::BadRequest { message: format!("the request cannot be made: {e}") })?;
+        let request = self.request(namespace, method, path, body)?;
         let lost = |message: String| StoreError::AnswerLost { store: self.location.clone(), message };
         let response = self.client.request(request).await.map_err(|e| match e.is_connect() {
             true => StoreError::Unavailable {
@@ -96,6 +85,28 @@ impl Wire {
         let (parts, body) = response.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| lost(e.to_string()))?;
         Ok((parts.status, body.to_bytes()))
+    }
+
+    /// A request with all that the server wants to know.
+    pub(super) fn request(
+        &self,
+        namespace: &HeaderValue,
+        method: &Method,
+        path: &str,
+        body: Option<&str>,
+    ) -> Result<Request<Body>, StoreError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.location))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(NAMESPACE, namespace);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        let body = body.unwrap_or_default().to_string();
+        request
+            .body(full(body.into()))
+            .map_err(|e| StoreError::BadRequest { message: format!("the request cannot be made: {e}") })
     }
 
     pub(super) fn read<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, StoreError> {

@@ -7,6 +7,7 @@
 //! to its end and its answer is recorded, even if the client goes away.
 
 mod config;
+mod count;
 mod fate;
 pub(crate) mod hop;
 mod kept;
@@ -31,6 +32,7 @@ pub use self::config::{BodyIdentity, Idempotency};
 pub use self::fate::{Fate, Fates};
 pub use self::key::{IDEMPOTENCY_KEY, KeySource, MAX_KEY_BYTES, Scope};
 pub(crate) use self::run::problem_response;
+use crate::metrics::Metrics;
 
 /// Any error of a body or a service.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -79,13 +81,19 @@ pub struct IdempotencyLayer {
 struct Shared {
     hapax: Hapax,
     options: Idempotency,
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl IdempotencyLayer {
     /// A layer that keeps its records with `hapax`.
     #[must_use]
     pub fn new(hapax: Hapax, options: Idempotency) -> Self {
-        Self { shared: Arc::new(Shared { hapax, options }) }
+        Self::counted(hapax, options, None)
+    }
+
+    /// As [`new`](Self::new); these metrics learn of its claims.
+    pub(crate) fn counted(hapax: Hapax, options: Idempotency, metrics: Option<Arc<Metrics>>) -> Self {
+        Self { shared: Arc::new(Shared { hapax, options, metrics }) }
     }
 }
 

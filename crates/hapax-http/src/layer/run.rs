@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tower_service::Service;
 
 use super::config::BodyIdentity;
+use super::count::Count;
 use super::kept::Kept;
 use super::key::{self, IDEMPOTENCY_KEY, KeySource};
 use super::{Attempt, Body, BoxError, Fate, Shared, full};
@@ -54,13 +55,15 @@ where
         Ok(Taken::Through(request)) => return inner.call(request).await.map(streamed),
         Err(problem) => return Ok(problem_response(problem)),
     };
+    let count = Count::begin(shared.metrics.as_ref());
     if let Some(answer) = shared.hapax.recent::<Kept>(&taken.action) {
+        count.answered(&answer);
         return Ok(answer.map_or_else(|e| problem_response(Problem::from(e)), |kept| answered(&kept, "true", &taken)));
     }
     let stage = Arc::new(Stage::default());
     let about = About { cors: taken.cors };
     let (first, mut answer) = oneshot::channel();
-    let run = run(shared.clone(), inner, taken, stage.clone(), first);
+    let run = run(shared.clone(), inner, taken, stage.clone(), count, first);
     let task = LeftAlone { task: tokio::spawn(run), stage };
     let ended = task.ended().await;
     match (ended, answer.try_recv()) {
@@ -220,6 +223,11 @@ impl Stage {
         self.0.compare_exchange(0, Self::BEGUN, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// Neither the one nor the other.
+    fn is_waiting(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+
     /// The client leaves, unless the handler has begun.
     fn leave(&self) -> bool {
         self.0.compare_exchange(0, Self::LEFT, Ordering::AcqRel, Ordering::Acquire).is_ok()
@@ -265,6 +273,7 @@ async fn run<S, ReqBody, ResBody>(
     mut inner: S,
     taken: Box<Whole<ReqBody>>,
     stage: Arc<Stage>,
+    count: Count,
     first: oneshot::Sender<First<S::Error>>,
 ) -> Result<Outcome<Kept>, Error>
 where
@@ -275,16 +284,24 @@ where
 {
     let Whole { parts, body, text, action, .. } = *taken;
     let options = &shared.options;
+    let (begins, count) = (stage.clone(), &count);
     let run = |context: Context| async move {
-        if !stage.begin() {
+        if !begins.begin() {
             return Err(ActionError::retryable("the client left before the handler began"));
         }
+        let timed = count.claimed();
         let mut request = Request::from_parts(parts, ReqBody::from(body));
         let attempt = Attempt { key: text, attempt: context.attempt(), attempts: context.attempts() };
         request.extensions_mut().insert(attempt);
         // Caught, so that the doubt is on record before the client hears of it.
         match AssertUnwindSafe(async { inner.call(request).await }).catch_unwind().await {
-            Ok(Ok(response)) => decide(options, response, first).await,
+            Ok(Ok(response)) => {
+                let decided = decide(options, response, first).await;
+                if decided.is_ok() {
+                    timed.done();
+                }
+                decided
+            }
             Err(_) => {
                 let problem = Problem::new(Kind::Internal, "the handler panicked; the key is in doubt");
                 let _ = first.send(First::Answer(problem_response(problem)));
@@ -297,7 +314,11 @@ where
             }
         }
     };
-    shared.hapax.execute(&action, run).await
+    let outcome = shared.hapax.execute(&action, run).await;
+    if stage.is_waiting() {
+        count.answered(&outcome);
+    }
+    outcome
 }
 
 /// Reads the answer and says what becomes of the key.

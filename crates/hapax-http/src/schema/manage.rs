@@ -1,5 +1,7 @@
 //! Statistics, what the store holds, cleanup, and settings.
 
+use std::time::Duration;
+
 use hapax::Timestamp;
 use hapax::store::{Census, OnFull};
 use serde::{Deserialize, Serialize};
@@ -100,10 +102,12 @@ pub struct InfoAnswer {
     /// The store's clock.
     #[schema(value_type = String, format = DateTime)]
     pub now: Timestamp,
+    /// Milliseconds since the server began.
+    pub uptime_ms: u64,
 }
 
-impl From<hapax::Info> for InfoAnswer {
-    fn from(info: hapax::Info) -> Self {
+impl InfoAnswer {
+    pub(crate) fn new(info: hapax::Info, uptime: Duration) -> Self {
         let hapax::Info { store, namespace, size, max_entries, census, recent_results, in_flight, now } = info;
         let Census { in_progress, in_doubt, completed, failed, oldest, newest, bytes } = census;
         Self {
@@ -122,6 +126,7 @@ impl From<hapax::Info> for InfoAnswer {
             recent_results,
             in_flight,
             now,
+            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
         }
     }
 }

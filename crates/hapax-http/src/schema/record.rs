@@ -183,7 +183,7 @@ pub struct SettledAnswer {
     pub record: Option<hapax::Record>,
 }
 
-/// A page of records, oldest first.
+/// A page of records, in the order that was asked for.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PageAnswer {

@@ -10,14 +10,18 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 /// How long a condition may take to come true; a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Browsers at a time: each takes a core and more.
+static TURNS: Semaphore = Semaphore::const_new(2);
+
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Value>>>>;
 
 pub struct Browser {
+    _turn: SemaphorePermit<'static>,
     _child: Child,
     _profile: tempfile::TempDir,
     input: tokio::sync::Mutex<ChildStdin>,
@@ -35,6 +39,7 @@ pub struct Page<'a> {
 impl Browser {
     /// Starts Chromium; `None` when it is missing and that was allowed.
     pub async fn start() -> Option<Self> {
+        let turn = TURNS.acquire().await.unwrap();
         let profile = tempfile::tempdir().unwrap();
         let data = format!("--user-data-dir={}", profile.path().display());
         // Chromium reads commands from descriptor 3 and answers on 4.
@@ -61,6 +66,7 @@ impl Browser {
         let (waiting, events) = (Waiting::default(), Arc::new(Mutex::new(Vec::new())));
         tokio::spawn(listen(BufReader::new(output), waiting.clone(), events.clone()));
         let browser = Self {
+            _turn: turn,
             _child: child,
             _profile: profile,
             input: tokio::sync::Mutex::new(input),

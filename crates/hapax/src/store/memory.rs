@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    Beat, Begin, Begun, Capacity, Census, Counters, End, Ended, Filter, MAX_PAGE, Mark, Marked, OnFull, Page, Removed,
-    Settled, Settlement, Store, StoreError, StoreFuture,
+    Beat, Begin, Begun, Capacity, Census, Counters, End, Ended, Filter, MAX_PAGE, Mark, Marked, OnFull, Order, Page,
+    Removed, Settled, Settlement, Store, StoreError, StoreFuture,
 };
 use crate::flight::KeyHash;
 use crate::{AttemptId, Clock, Fingerprint, Json, Key, Owner, Record, State, SystemClock, Timestamp};
@@ -519,9 +519,9 @@ impl Store for MemoryStore {
                 record.expires_at = mark.ttl.expires_at(now.wall);
                 let record = Box::new(record.to_record());
                 data.expires(record.expires_at);
-                return Ok(Marked::Recorded(record));
+                return Ok(Marked::recorded(record));
             }
-            self.make_room(data, now, mark.capacity)?;
+            let (expired, evicted) = self.make_room(data, now, mark.capacity)?;
             let kept = Kept {
                 key: mark.key,
                 namespace: mark.namespace,
@@ -547,7 +547,7 @@ impl Store for MemoryStore {
             let record = kept.to_record();
             data.insert(kept, 0);
             data.expires(record.expires_at);
-            Ok(Marked::Recorded(Box::new(record)))
+            Ok(Marked::Recorded { record: Box::new(record), expired, evicted })
         });
         self.wake();
         answer
@@ -604,19 +604,31 @@ impl Store for MemoryStore {
         limit: usize,
     ) -> StoreFuture<'_, Page> {
         self.step(|data, now| {
-            let after = match cursor {
-                None => 0,
-                Some(text) => text.parse::<u64>().map_err(|_| StoreError::BadRequest {
+            let cursor = match cursor {
+                None => None,
+                Some(text) => Some(text.parse::<u64>().map_err(|_| StoreError::BadRequest {
                     message: format!("{text:?} is no cursor: give the `next` of the page before, or none"),
-                })?,
+                })?),
             };
             let limit = limit.clamp(1, MAX_PAGE);
             let mut records: Vec<(u64, Record)> = Vec::new();
             let Some(space) = data.spaces.get_mut(&*namespace) else {
                 return Ok(Page { records: Vec::new(), next: None });
             };
-            let first = data.order.partition_point(|place| place.sequence <= after);
-            for Place { sequence, namespace: of, key } in data.order.range(first..) {
+            let mut places = match (filter.order, cursor) {
+                (_, None) => data.order.range(..),
+                (Order::OldestFirst, Some(after)) => {
+                    data.order.range(data.order.partition_point(|place| place.sequence <= after)..)
+                }
+                (Order::NewestFirst, Some(before)) => {
+                    data.order.range(..data.order.partition_point(|place| place.sequence < before))
+                }
+            };
+            let next = || match filter.order {
+                Order::OldestFirst => places.next(),
+                Order::NewestFirst => places.next_back(),
+            };
+            for Place { sequence, namespace: of, key } in std::iter::from_fn(next) {
                 if **of != *namespace {
                     continue;
                 }

@@ -34,7 +34,7 @@ pub mod postgres;
 pub mod redis;
 #[cfg(feature = "encrypt")]
 pub mod sealed;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod shared;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
@@ -348,9 +348,23 @@ pub struct Mark {
 #[derive(Clone, Debug)]
 pub enum Marked {
     /// The key was absent or in doubt; the result is recorded.
-    Recorded(Box<Record>),
+    Recorded {
+        /// The record.
+        record: Box<Record>,
+        /// Expired records removed to make room.
+        expired: u64,
+        /// Records evicted to make room.
+        evicted: u64,
+    },
     /// A result, an error or a live attempt stands there; nothing changed.
     Exists(Box<Record>),
+}
+
+impl Marked {
+    /// Recorded where no room had to be made.
+    fn recorded(record: Box<Record>) -> Self {
+        Self::Recorded { record, expired: 0, evicted: 0 }
+    }
 }
 
 /// The answer to a removal.
@@ -364,7 +378,17 @@ pub enum Removed {
     Kept(Box<Record>),
 }
 
-/// Which records a query wants. Every field narrows it.
+/// In which order a query's records come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// From the oldest on.
+    #[default]
+    OldestFirst,
+    /// From the newest back.
+    NewestFirst,
+}
+
+/// Which records a query wants, and in which order. Every field but the order narrows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Of this action type.
@@ -377,9 +401,11 @@ pub struct Filter {
     pub state: Option<State>,
     /// Whose result or error expires within this time from now.
     pub expiring_within: Option<Duration>,
+    /// By age: when the key was first begun or marked. A cursor holds for the order of its page.
+    pub order: Order,
 }
 
-/// A page of records, oldest first.
+/// A page of records, in the order that was asked for.
 #[derive(Clone, Debug)]
 pub struct Page {
     /// The records.
@@ -478,6 +504,12 @@ pub struct Census {
 /// Every method is one atomic step, and safe to call from many tasks, threads
 /// and (for stores that are shared) processes at once. Futures may be dropped
 /// at any point: the step then happens or not, never by half.
+///
+/// A store may send a request to its server again when it got no answer, and
+/// then answers only what is true whichever sending did the work: an attempt
+/// found under its id has begun, an end found on record is done, and a key that
+/// was to be freed and is absent is free, whoever freed it. Where what it finds
+/// may have come after its own work, the answer is [`StoreError::AnswerLost`].
 pub trait Store: Any + Send + Sync + fmt::Debug {
     /// Where it is, without secrets: `memory:`, `sqlite:/var/lib/x.db`.
     fn location(&self) -> &str;
@@ -536,13 +568,14 @@ pub trait Store: Any + Send + Sync + fmt::Debug {
     /// Removes all recorded results and errors of a namespace; returns how many.
     fn clear(&self, namespace: Arc<str>) -> StoreFuture<'_, u64>;
 
-    /// Removes up to `limit` expired records of all namespaces; returns how many.
+    /// Removes up to `limit` expired records of all namespaces; returns how many (fewer than went, when an answer was
+    /// lost on the way: they were absent to every operation before).
     fn sweep(&self, limit: usize) -> StoreFuture<'_, u64>;
 
     /// Removes the `count` oldest recorded results and errors of a namespace; returns how many.
     fn evict_oldest(&self, namespace: Arc<str>, count: u64) -> StoreFuture<'_, u64>;
 
-    /// A page of records, oldest first, at most `limit` (1 to [`MAX_PAGE`]).
+    /// A page of records in the filter's order, at most `limit` (1 to [`MAX_PAGE`]).
     fn query(&self, namespace: Arc<str>, filter: Filter, cursor: Option<String>, limit: usize)
     -> StoreFuture<'_, Page>;
 

@@ -17,7 +17,6 @@
 //! `pg_locks`) is done without where the server refuses it.
 
 mod begin;
-mod clock;
 mod columns;
 mod dial;
 mod end;
@@ -53,6 +52,7 @@ use self::queue::{BeginJob, Common, EndJob, Queue};
 use self::row::hash_of;
 use self::session::{Link, Purpose, Session};
 use self::sql::Statements;
+use super::shared::ServerClock;
 use super::{
     Beat, Begin, Begun, Census, Counters, End, Ended, Filter, Mark, Marked, Page, Removed, Settled, Settlement, Store,
     StoreError, StoreFuture,
@@ -83,7 +83,7 @@ struct Shared {
     channel: String,
     queue: Queue,
     /// What its last answers said of its time, and what begins found.
-    clock: clock::ServerClock,
+    clock: ServerClock,
     foresight: foresight::Foresight,
     /// Short operations, pipelined.
     points: Link,
@@ -245,7 +245,7 @@ impl PostgresStore {
             tls,
             handle: runtime.handle().clone(),
             queue: Queue::default(),
-            clock: clock::ServerClock::default(),
+            clock: ServerClock::default(),
             foresight: foresight::Foresight::default(),
             points: Link::new(),
             scans: Link::new(),
@@ -391,7 +391,7 @@ impl Store for PostgresStore {
     }
 
     fn now(&self) -> StoreFuture<'_, Timestamp> {
-        match self.shared.clock.now().filter(|_| !self.shared.is_closed()) {
+        match self.shared.clock.time().filter(|_| !self.shared.is_closed()) {
             Some(now) => Box::pin(std::future::ready(Ok(now))),
             None => self.ask(Op::Now, want!(Now)),
         }

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 use self::driver::Driver;
@@ -61,6 +61,8 @@ struct Shared {
     prefix: String,
     /// Into how many buckets namespaces are divided.
     buckets: AtomicUsize,
+    /// That, as it stands in Redis.
+    layout: Mutex<String>,
     spaces: RwLock<HashMap<Arc<str>, Arc<Space>>>,
     watch: Watch,
     room: room::Room,
@@ -135,6 +137,7 @@ impl RedisStore {
             driver,
             prefix,
             buckets: AtomicUsize::new(1),
+            layout: Mutex::default(),
             spaces: RwLock::default(),
             watch: Watch::default(),
             room: room::Room::default(),
@@ -201,7 +204,7 @@ impl Store for RedisStore {
     }
 
     fn now(&self) -> StoreFuture<'_, Timestamp> {
-        match self.shared.topology.time().filter(|_| !self.shared.driver.is_closed()) {
+        match self.shared.topology.clock.time().filter(|_| !self.shared.driver.is_closed()) {
             Some(now) => Box::pin(std::future::ready(Ok(now))),
             None => self.task(|shared| async move { query::now(&shared).await }),
         }
@@ -294,7 +297,7 @@ impl Store for RedisStore {
 
     fn evict_oldest(&self, namespace: Arc<str>, count: u64) -> StoreFuture<'_, u64> {
         let space = self.shared.space(&namespace);
-        self.task(move |shared| async move { query::evict(&shared, &[space], count).await })
+        self.task(move |shared| async move { query::evict(&shared, &[space], count).await?.known(&shared) })
     }
 
     fn query(

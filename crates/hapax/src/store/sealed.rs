@@ -95,6 +95,13 @@ impl KeyRing {
     }
 }
 
+/// The id of the key that a text is sealed with, if it is: of an error, or of params or a result as JSON.
+#[must_use]
+pub fn sealed_with(text: &str) -> Option<&str> {
+    let text = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text);
+    text.strip_prefix(MARK)?.split_once(':').map(|(id, _)| id)
+}
+
 /// The place that a text is bound to.
 fn bound(namespace: &str, key: &Key, field: &str) -> Vec<u8> {
     // A namespace holds no NUL, and neither does a key.
@@ -239,7 +246,9 @@ impl Around for SealedStore {
                 mark.params = Some(self.seal_json(params, &mark.namespace, &mark.key, "params")?);
             }
             Ok(match self.store.mark(mark).await? {
-                Marked::Recorded(record) => Marked::Recorded(self.opened(record)?),
+                Marked::Recorded { record, expired, evicted } => {
+                    Marked::Recorded { record: self.opened(record)?, expired, evicted }
+                }
                 Marked::Exists(record) => Marked::Exists(self.opened(record)?),
             })
         })

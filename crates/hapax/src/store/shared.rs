@@ -1,10 +1,12 @@
 //! What a store that several processes share must know of them: whether what is
-//! remembered may be trusted, and who waits here for the end of an attempt.
+//! remembered may be trusted, and who waits here for the end of an attempt; and
+//! what a server's answers say of its time.
 //!
 //! How a store finds out is its own; what it makes of it is the same for all.
 //! Invariants: an epoch is vouched for only if the last poll *began* less than
 //! [`TRUST`] ago; a waiter is registered before its store is looked at, so that
-//! an end in between is not missed; waiters are bounded.
+//! an end in between is not missed; waiters are bounded; a server's time is given
+//! rather late than early, so that nothing is remembered for too long.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -16,6 +18,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::AttemptId;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+use crate::{Clock, SystemClock, Timestamp};
 
 /// How old the last poll may be for the epoch to be trusted, in milliseconds.
 const TRUST: i64 = 900;
@@ -23,6 +27,9 @@ const TRUST: i64 = 900;
 pub(super) const EPOCH_EVERY: Duration = Duration::from_millis(250);
 /// How long after the last question it is still polled, in milliseconds.
 const WANTED: i64 = 10_000;
+/// How long a server's time is gone by before it is asked again, in milliseconds.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+const TOLD_FOR: i64 = 250;
 /// The most calls that wait at once; more are sent back to look for themselves.
 const WAITERS_LIMIT: usize = 65_536;
 
@@ -64,7 +71,7 @@ impl Trust {
     }
 
     /// A recorded result has gone before its time.
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "postgres", feature = "redis"))]
     pub(super) fn raise(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
@@ -81,9 +88,54 @@ impl Trust {
     }
 }
 
+/// A server's time, as its answers tell it: a replay needs it to know for how long it may be remembered, and has just been
+/// told it.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+#[derive(Debug, Default)]
+pub(super) struct ServerClock {
+    /// What the last answer told, and when it was asked by this host's steady clock.
+    // Short critical sections that never await.
+    told: Mutex<Option<(i64, Asked)>>,
+}
+
+/// When a server was asked.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked(i64);
+
+#[cfg(any(feature = "postgres", feature = "redis"))]
+impl Asked {
+    /// A request is about to be sent.
+    pub(super) fn now() -> Self {
+        Self(SystemClock.steady_millis())
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "redis"))]
+impl ServerClock {
+    /// The answer to a request that was sent then says what the time was in between.
+    pub(super) fn tell(&self, millis: i64, asked: Asked) {
+        *self.told.lock() = Some((millis, asked));
+    }
+
+    /// The server's time, if an answer has told it a moment ago; ahead by no more than that answer took, unless that
+    /// clock was set within the last [`TOLD_FOR`].
+    pub(super) fn time(&self) -> Option<Timestamp> {
+        self.time_at(SystemClock.steady_millis())
+    }
+
+    fn time_at(&self, steady: i64) -> Option<Timestamp> {
+        let (millis, Asked(asked)) = (*self.told.lock())?;
+        let since = steady.saturating_sub(asked);
+        (0..TOLD_FOR).contains(&since).then(|| Timestamp::from_millis(millis.saturating_add(since)))
+    }
+}
+
 #[derive(Debug)]
 struct Waiter {
     number: u64,
+    // Waiters of Redis look for themselves.
+    #[cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]
     attempt: AttemptId,
     notify: Arc<Notify>,
 }
@@ -133,7 +185,7 @@ impl<K: Hash + Eq> Drop for Waiting<'_, K> {
     }
 }
 
-impl<K: Hash + Eq + Copy> Waiters<K> {
+impl<K: Hash + Eq + Clone> Waiters<K> {
     /// Registers a wait for the end of an attempt; `None` at the limit.
     pub(super) fn register(&self, key: K, attempt: AttemptId) -> Option<Waiting<'_, K>> {
         if self.waiting.load(Ordering::SeqCst) >= WAITERS_LIMIT {
@@ -141,7 +193,7 @@ impl<K: Hash + Eq + Copy> Waiters<K> {
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let notify = Arc::new(Notify::new());
-        self.lists.lock().entry(key).or_default().push(Waiter { number, attempt, notify: notify.clone() });
+        self.lists.lock().entry(key.clone()).or_default().push(Waiter { number, attempt, notify: notify.clone() });
         self.waiting.fetch_add(1, Ordering::SeqCst);
         Some(Waiting { waiters: self, key, number, notify })
     }
@@ -152,8 +204,9 @@ impl<K: Hash + Eq + Copy> Waiters<K> {
     }
 
     /// The keys that are waited for.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(super) fn keys(&self) -> Vec<K> {
-        self.lists.lock().keys().copied().collect()
+        self.lists.lock().keys().cloned().collect()
     }
 
     /// Wakes who waits for this key.
@@ -166,6 +219,7 @@ impl<K: Hash + Eq + Copy> Waiters<K> {
     }
 
     /// Wakes who waits for this key and for another attempt than the one that is in progress.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(super) fn wake_but(&self, key: &K, live: Option<AttemptId>) {
         if let Some(list) = self.lists.lock().get(key) {
             list.iter().filter(|w| live != Some(w.attempt)).for_each(|w| w.notify.notify_one());
@@ -175,5 +229,20 @@ impl<K: Hash + Eq + Copy> Waiters<K> {
     /// Wakes all: they look for themselves.
     pub(super) fn wake_all(&self) {
         self.lists.lock().values().flatten().for_each(|w| w.notify.notify_one());
+    }
+}
+
+#[cfg(all(test, any(feature = "postgres", feature = "redis")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_was_told_goes_on_for_a_moment_and_no_longer() {
+        let clock = ServerClock::default();
+        assert_eq!(clock.time_at(5), None);
+        clock.tell(1_000_000, Asked(5));
+        assert_eq!(clock.time_at(5), Some(Timestamp::from_millis(1_000_000)));
+        assert_eq!(clock.time_at(254), Some(Timestamp::from_millis(1_000_249)));
+        assert_eq!(clock.time_at(255), None);
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use hapax::store::conformance::{Subject, check, model};
 use hapax::store::memory::MemoryStore;
 use hapax::store::{
-    Around, Beat, Begin, Begun, Counters, End, Ended, Filter, Mark, Marked, Page, Removed, Settled, Settlement, Store,
-    StoreError, StoreFuture,
+    Around, Beat, Begin, Begun, Counters, End, Ended, Filter, Mark, Marked, Order, Page, Removed, Settled, Settlement,
+    Store, StoreError, StoreFuture,
 };
 use hapax::{AttemptId, Key, ManualClock, State};
 
@@ -27,6 +27,8 @@ enum Flaw {
     EpochStands,
     /// The last record of a page is not listed.
     PagesLoseOne,
+    /// Records come oldest first, whatever is asked for.
+    OrderIgnored,
     /// A filter on the state is not looked at.
     StateIgnored,
     /// Presentations are not counted.
@@ -144,6 +146,9 @@ impl Around for Flawed {
         if self.is(Flaw::StateIgnored) {
             filter.state = None;
         }
+        if self.is(Flaw::OrderIgnored) {
+            filter.order = Order::OldestFirst;
+        }
         Box::pin(async move {
             let mut page = self.inner.query(namespace, filter, cursor, limit).await?;
             if self.is(Flaw::PagesLoseOne) && page.next.is_some() {
@@ -188,12 +193,13 @@ fn fails(case: &str, flaw: Flaw) -> bool {
     std::panic::catch_unwind(|| check(case, flawed(flaw))).is_err()
 }
 
-const FOUND_OUT_BY: [(Flaw, &str); 14] = [
+const FOUND_OUT_BY: [(Flaw, &str); 15] = [
     (Flaw::LostIsDone, "transitions::a_stale_attempt_cannot_complete"),
     (Flaw::AnyTakeOver, "transitions::only_the_attempt_in_doubt_is_taken_over"),
     (Flaw::BeatsRevive, "leases::a_heartbeat_cannot_revive_a_lapsed_lease"),
     (Flaw::DoubtsRemoved, "removal::a_removal_keeps_what_is_live_or_in_doubt"),
     (Flaw::EpochStands, "notice::the_epoch_changes_when_a_result_is_removed"),
+    (Flaw::OrderIgnored, "queries::records_come_newest_first_when_asked_so"),
     (Flaw::PagesLoseOne, "queries::pages_follow_without_gaps_or_repeats"),
     (Flaw::StateIgnored, "queries::each_filter_narrows"),
     (Flaw::NothingPresented, "counting::presentations_are_added_to_their_records"),

@@ -131,7 +131,7 @@ pub(super) async fn a_mark_lives_as_long_as_it_was_told_to(place: Place) {
     let hapax = Hapax::builder().store(place.store(&clock)).max_result_bytes(20).build().await.unwrap();
     let key = action().generate_key().unwrap();
     let marked = hapax.mark_executed(&key, "v", Some(Ttl::For(Duration::from_secs(3)))).await.unwrap();
-    let Marked::Recorded(record) = marked else { panic!("{marked:?}") };
+    let Marked::Recorded { record, .. } = marked else { panic!("{marked:?}") };
     assert_eq!(record.expires_at.unwrap().since(record.executed_at.unwrap()), Duration::from_secs(3));
     assert_eq!(record.signal_id.as_deref(), Some("signal-123"), "read from the key");
     clock.advance(Duration::from_secs(3));

@@ -208,16 +208,32 @@ pub(super) async fn a_heartbeat_that_fails_is_tried_again_before_the_lease_lapse
     claim.complete("after 2.7 s on a lease of 1 s").await.unwrap();
 }
 
+/// The action, with a verifier that finds its effect.
+fn verified() -> hapax::Action {
+    let verifier = hapax::Verifier::new(|_| async { Ok(hapax::Verdict::Happened(hapax::Json::of("found")?)) });
+    action().policy(PolicyPatch::new().on_doubt(hapax::OnDoubt::Verify(verifier)))
+}
+
 pub(super) async fn a_verifier_that_finds_its_store_failing_changes_nothing(place: Place) {
     let s = scene(&place).await;
     super::doubt(&s.hapax, &action()).await;
-    let verifier = hapax::Verifier::new(|_| async { Ok(hapax::Verdict::Happened(hapax::Json::of("found")?)) });
-    let act = action().policy(PolicyPatch::new().on_doubt(hapax::OnDoubt::Verify(verifier)));
+    let act = verified();
     s.store.will("settle", Fault::Fails, 1);
     assert!(matches!(run(&s.hapax, &act, &s.runs, "never").await, Err(Error::Store(_))));
     assert_eq!(state(&s.hapax, &s.key).await, Some(State::InDoubt));
     assert_eq!(run(&s.hapax, &act, &s.runs, "never").await.unwrap(), "found");
     assert_eq!(s.runs(), 0);
+}
+
+pub(super) async fn a_settlement_that_is_not_heard_says_that_nobody_knows_and_runs_nothing(place: Place) {
+    let s = scene(&place).await;
+    super::doubt(&s.hapax, &action()).await;
+    s.store.will("settle", Fault::LosesAnswer, 1);
+    let act = verified();
+    let failed = run(&s.hapax, &act, &s.runs, "never").await;
+    let Err(Error::Store(lost @ StoreError::AnswerLost { .. })) = failed else { panic!("{failed:?}") };
+    assert!(lost.is_transient() && lost.to_string().contains("may or may not have been made"), "{lost}");
+    assert_eq!((run(&s.hapax, &act, &s.runs, "never").await.unwrap().as_str(), s.runs()), ("found", 0));
 }
 
 pub(super) async fn a_take_over_that_is_not_heard_leaves_the_doubt_it_found(place: Place) {

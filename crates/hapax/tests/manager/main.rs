@@ -129,6 +129,7 @@ on_every_store! {
     statistics_that_cannot_be_written_are_kept
     a_heartbeat_that_fails_is_tried_again_before_the_lease_lapses
     a_verifier_that_finds_its_store_failing_changes_nothing
+    a_settlement_that_is_not_heard_says_that_nobody_knows_and_runs_nothing
     a_take_over_that_is_not_heard_leaves_the_doubt_it_found
     an_attempt_that_a_heartbeat_finds_lapsed_still_completes_while_nobody_took_over
     who_was_taken_over_gets_its_value_back_and_changes_nothing
@@ -429,7 +430,7 @@ async fn marking_records_only_over_nothing_or_a_doubt(place: Place) {
     let (hapax, runs) = (place.hapax().await, AtomicUsize::new(0));
     let key = Key::generate(&action()).unwrap();
     assert!(hapax.check_executed(&key).await.unwrap().is_none());
-    assert!(matches!(hapax.mark_executed(&key, "by hand", None).await.unwrap(), Marked::Recorded(_)));
+    assert!(matches!(hapax.mark_executed(&key, "by hand", None).await.unwrap(), Marked::Recorded { .. }));
     assert!(matches!(hapax.mark_executed(&key, "again", None).await.unwrap(), Marked::Exists(_)));
     assert_eq!(run(&hapax, &action(), &runs, "never").await.unwrap(), "by hand");
     let other = action().signal("other");
@@ -482,6 +483,8 @@ async fn at_its_limit_the_store_evicts_the_oldest_or_refuses_as_chosen(place: Pl
     let keys = hapax.keys(Filter::default()).await.unwrap();
     assert_eq!((keys.len(), hapax.stats().await.unwrap().evicted), (9, 2));
     assert_eq!(run(&hapax, &nth(0), &runs, "anew").await.unwrap(), "anew");
+    hapax.mark_executed(&nth(99).generate_key().unwrap(), "by hand", None).await.unwrap();
+    assert_eq!(hapax.stats().await.unwrap().evicted, 4, "what went for a mark counts as well");
 
     hapax.clear_all().await.unwrap();
     let hapax = place.builder().max_entries(2).on_full(OnFull::Reject).build().await.unwrap();

@@ -125,7 +125,7 @@ fn settlements_marks_and_heartbeats_whose_answers_were_lost_are_done_once() {
                 capacity: None,
             };
             rig.proxy.trap(fault, &letter('M'));
-            assert!(matches!(store.mark(mark).await.unwrap(), Marked::Recorded(_)));
+            assert!(matches!(store.mark(mark).await.unwrap(), Marked::Recorded { .. }));
             let name = format!("beat-{fault:?}");
             let attempt = start(&store, &name).await;
             rig.proxy.trap(fault, &letter('H'));

@@ -202,6 +202,38 @@ fn another_layout_is_refused_with_its_remedy() {
 }
 
 #[test]
+fn a_process_that_goes_on_after_all_was_flushed_notices_and_keeps_to_the_layout_of_now() {
+    let redis = server();
+    run(async {
+        let store = open(&redis.url()).await;
+        let later = async |than: Option<u64>| {
+            for _ in 0..500 {
+                if let Some(epoch) = store.epoch().filter(|epoch| than.is_none_or(|than| *epoch > than)) {
+                    return epoch;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            panic!("it notices nothing");
+        };
+        record(&store, "before", Ttl::Never).await;
+        let mut epoch = later(None).await;
+        // Nobody writes meanwhile; then one who divides namespaces otherwise is quicker.
+        for (written, layout) in [(None, "2 1"), (Some("2 16"), "2 16")] {
+            redis.ask(&["FLUSHALL"]).unwrap();
+            if let Some(written) = written {
+                redis.ask(&["SET", "hapax:{layout}", written]).unwrap();
+            }
+            epoch = later(Some(epoch)).await;
+            assert_eq!(redis.ask(&["GET", "hapax:{layout}"]).unwrap(), layout);
+            record(&store, "after", Ttl::Never).await;
+            assert_eq!(redis.ask(&["SCARD", "hapax:namespaces"]).unwrap(), "1", "a sweep finds it");
+            let other = open(&redis.url()).await;
+            assert!(other.get(ns(), key("after")).await.unwrap().is_some(), "{layout}");
+        }
+    });
+}
+
+#[test]
 fn a_slot_that_moves_while_it_is_used_takes_its_records_along() {
     let cluster = RedisCluster::start().unwrap();
     run(async {

@@ -143,7 +143,7 @@ pub(super) async fn json_is_kept_byte_for_byte(s: Subject) -> Verdict {
         assert_eq!(record.params.as_ref().map(Json::as_str), Some(text));
         assert_eq!(record.result.as_ref().map(Json::as_str), Some(text));
         let mark = Mark { result: json, ..h.marking(&format!("m{n}"), "") };
-        let Marked::Recorded(record) = h.store.mark(mark).await.unwrap() else { panic!("it was absent") };
+        let Marked::Recorded { record, .. } = h.store.mark(mark).await.unwrap() else { panic!("it was absent") };
         assert_eq!(record.result.as_ref().map(Json::as_str), Some(text));
     }
     Ok(())

@@ -32,7 +32,7 @@ pub(super) async fn a_record_is_absent_from_its_expiry_on_to_every_operation(s: 
     assert!(matches!(settled, Settled::NotInDoubt(None)), "{settled:?}");
     assert_eq!(h.end("end", ended, complete("end")).await, Ended::Lost(None));
     assert_eq!(h.beat("beat", beaten, h.tick).await, Beat::Lost);
-    assert!(matches!(h.mark("mark", "anew").await, Marked::Recorded(_)));
+    assert!(matches!(h.mark("mark", "anew").await, Marked::Recorded { .. }));
     let begun = h.begin(h.ask("begin")).await;
     assert!(matches!(begun, Begun::Started { attempts: 1, .. }), "{begun:?}");
     // Nothing is there to be taken over: it begins as on any absent key.

@@ -142,7 +142,7 @@ pub(super) async fn a_marked_record_holds_what_was_given(s: Subject) -> Verdict 
         ttl: Ttl::For(HOUR),
         capacity: None,
     };
-    let Marked::Recorded(seen) = h.store.mark(mark).await.unwrap() else { panic!("it was absent") };
+    let Marked::Recorded { record: seen, .. } = h.store.mark(mark).await.unwrap() else { panic!("it was absent") };
     let mut wanted = expected(&begin, &seen);
     wanted.state = State::Completed;
     wanted.result = Some(Json::parse("[1,2]").unwrap());

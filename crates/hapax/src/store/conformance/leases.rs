@@ -125,7 +125,7 @@ pub(super) async fn a_lapsed_lease_is_marked(s: Subject) -> Verdict {
     let h = s.handle();
     let attempt = h.start_briefly("k").await;
     s.pass_tick().await;
-    assert!(matches!(h.mark("k", "by hand").await, Marked::Recorded(_)));
+    assert!(matches!(h.mark("k", "by hand").await, Marked::Recorded { .. }));
     assert_eq!(h.end("k", attempt, complete("zombie")).await, Ended::Lost(Some(State::Completed)));
     assert_eq!((h.result("k").await.as_deref(), h.tally().await), (Some("by hand"), (0, 0, 1, 0)));
     Ok(())

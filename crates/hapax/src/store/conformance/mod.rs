@@ -206,6 +206,7 @@ macro_rules! __conformance_cases {
             }
             queries {
                 records_come_oldest_first
+                records_come_newest_first_when_asked_so
                 each_filter_narrows
                 filters_narrow_together
                 a_filter_finds_texts_and_not_their_likes

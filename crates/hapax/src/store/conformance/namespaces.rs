@@ -45,7 +45,7 @@ pub(super) async fn an_attempt_of_another_namespace_is_a_stranger(s: Subject) ->
     assert_eq!(a.record("k").await.attempt_id, attempt);
     assert_eq!(a.state("k").await, Some(State::InDoubt));
     b.ends("k", other, End::Release).await;
-    assert!(matches!(b.mark("k", "b's").await, Marked::Recorded(_)));
+    assert!(matches!(b.mark("k", "b's").await, Marked::Recorded { .. }));
     a.ends("k", attempt, complete("a's")).await;
     assert_eq!((a.result("k").await, b.result("k").await), (Some("a's".into()), Some("b's".into())));
     assert_eq!((a.tally().await, b.tally().await), ((0, 0, 1, 0), (0, 0, 1, 0)));

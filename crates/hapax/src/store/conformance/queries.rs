@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::handle::{HOUR, complete, fail};
 use super::{Handle, Subject, Verdict};
-use crate::store::{Begin, End, Filter, MAX_PAGE, StoreError};
+use crate::store::{Begin, End, Filter, MAX_PAGE, Order, StoreError};
 use crate::{State, Ttl};
 
 /// Begins a record of these parts.
@@ -17,7 +17,7 @@ async fn put(h: &Handle, text: &str, action: &str, target: &str, signal: Option<
 
 fn by(action: Option<&str>, target: Option<&str>, signal: Option<&str>, state: Option<State>) -> Filter {
     let text = |t: Option<&str>| t.map(String::from);
-    Filter { action_type: text(action), target: text(target), signal_id: text(signal), state, expiring_within: None }
+    Filter { action_type: text(action), target: text(target), signal_id: text(signal), state, ..Filter::default() }
 }
 
 pub(super) async fn records_come_oldest_first(s: Subject) -> Verdict {
@@ -33,6 +33,43 @@ pub(super) async fn records_come_oldest_first(s: Subject) -> Verdict {
         h.ends(name, attempt, complete("v")).await;
     }
     assert_eq!((h.all_keys().await, h.keys_in(State::Completed).await), (names.clone(), names));
+    Ok(())
+}
+
+fn newest_first(filter: Filter) -> Filter {
+    Filter { order: Order::NewestFirst, ..filter }
+}
+
+pub(super) async fn records_come_newest_first_when_asked_so(s: Subject) -> Verdict {
+    let h = s.handle();
+    varied(&h).await;
+    let newest = async |filter: Filter| h.keys(newest_first(filter)).await;
+    assert_eq!(newest(Filter::default()).await, [LONG_2, LONG_1, "4", "3", "2", "1"]);
+    assert_eq!(newest(by(Some("create"), None, None, None)).await, [LONG_2, LONG_1, "2", "1"]);
+    assert_eq!(newest(by(None, Some("asana"), None, None)).await, ["4", "2"]);
+    assert_eq!(newest(by(None, None, Some("s1"), None)).await, [LONG_1, "3", "1"]);
+    for (text, ttl) in [("4", 3 * HOUR), ("1", HOUR), ("2", 2 * HOUR)] {
+        let attempt = h.record(text).await.attempt_id;
+        let end = End::Complete { result: super::handle::json("v"), ttl: Ttl::For(ttl), duration: Duration::ZERO };
+        h.ends(text, attempt, end).await;
+    }
+    let attempt = h.record("3").await.attempt_id;
+    h.ends("3", attempt, fail("e")).await;
+    assert_eq!(newest(by(None, None, None, Some(State::Completed))).await, ["4", "2", "1"]);
+    assert_eq!(newest(by(None, None, None, Some(State::Failed))).await, ["3"]);
+    assert_eq!(newest(by(None, None, None, Some(State::InProgress))).await, [LONG_2, LONG_1]);
+    let soon = |within| Filter { expiring_within: Some(within), ..Filter::default() };
+    assert_eq!(newest(soon(5 * HOUR / 2)).await, ["2", "1"]);
+    assert_eq!(newest(Filter { target: Some("trello".into()), ..soon(5 * HOUR / 2) }).await, ["1"]);
+    let page = h.page(newest_first(soon(4 * HOUR)), None, 1).await;
+    assert_eq!(page.records.first().map(|r| r.key.as_str()), Some("4"));
+    let rest = h.page(newest_first(soon(4 * HOUR)), page.next, 9).await;
+    assert_eq!(rest.records.iter().map(|r| r.key.as_str()).collect::<Vec<_>>(), ["2", "1"]);
+    // What comes while pages are read is newer than all of them: it is on none.
+    let page = h.page(newest_first(Filter::default()), None, 3).await;
+    h.completed("late").await;
+    let rest = h.page(newest_first(Filter::default()), page.next, 9).await;
+    assert_eq!(rest.records.iter().map(|r| r.key.as_str()).collect::<Vec<_>>(), ["3", "2", "1"]);
     Ok(())
 }
 
@@ -149,7 +186,12 @@ pub(super) async fn pages_follow_without_gaps_or_repeats(s: Subject) -> Verdict 
             (by(None, None, None, Some(State::Completed)), names.iter().step_by(2).cloned().collect()),
             (by(None, None, None, Some(State::InProgress)), names.iter().skip(1).step_by(2).cloned().collect()),
             (by(Some("create_task"), None, None, None), names.clone()),
-        ] {
+        ]
+        .into_iter()
+        .flat_map(|(filter, wanted)| {
+            let reversed = wanted.iter().rev().cloned().collect();
+            [(filter.clone(), wanted), (newest_first(filter), reversed)]
+        }) {
             let (mut seen, mut cursor) = (Vec::new(), None);
             loop {
                 let page = h.page(filter.clone(), cursor, limit).await;
@@ -250,8 +292,10 @@ pub(super) async fn a_bad_cursor_is_refused(s: Subject) -> Verdict {
     h.completed("k").await;
     for cursor in ["", "nonsense", "-1", "1.5", "1; DROP TABLE records", "99999999999999999999999999", "\0"] {
         for space in [&h.space, &"never-heard-of".into()] {
-            let refused = h.store.query(space.clone(), Filter::default(), Some(cursor.into()), 10).await;
-            assert!(matches!(refused, Err(StoreError::BadRequest { .. })), "{cursor:?}: {refused:?}");
+            for filter in [Filter::default(), newest_first(Filter::default())] {
+                let refused = h.store.query(space.clone(), filter, Some(cursor.into()), 10).await;
+                assert!(matches!(refused, Err(StoreError::BadRequest { .. })), "{cursor:?}: {refused:?}");
+            }
         }
     }
     Ok(())

@@ -99,7 +99,7 @@ pub(super) async fn a_settlement_counts_once(s: Subject) -> Verdict {
 
 pub(super) async fn a_mark_over_nothing_is_recorded(s: Subject) -> Verdict {
     let h = s.handle();
-    let Marked::Recorded(record) = h.mark("k", "by hand").await else { panic!("nothing was there") };
+    let Marked::Recorded { record, .. } = h.mark("k", "by hand").await else { panic!("nothing was there") };
     assert_eq!((record.state, record.attempts, record.attempt_count), (State::Completed, 0, 1));
     assert_eq!(h.record("k").await, *record, "what is told is what is kept");
     let turned = h.turned_away(h.ask("k")).await;
@@ -111,7 +111,7 @@ pub(super) async fn a_mark_over_nothing_is_recorded(s: Subject) -> Verdict {
 pub(super) async fn a_mark_over_a_doubt_is_recorded_and_fences_the_attempt_off(s: Subject) -> Verdict {
     let h = s.handle();
     let attempt = h.doubted("k").await;
-    let Marked::Recorded(record) = h.mark("k", "by hand").await else { panic!("it was in doubt") };
+    let Marked::Recorded { record, .. } = h.mark("k", "by hand").await else { panic!("it was in doubt") };
     assert_eq!((record.state, record.attempts, record.error.as_ref()), (State::Completed, 1, None));
     assert_eq!(h.record("k").await, *record, "what is told is what is kept");
     assert_eq!(h.end("k", attempt, complete("late")).await, Ended::Lost(Some(State::Completed)));

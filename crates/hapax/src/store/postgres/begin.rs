@@ -15,12 +15,13 @@ use hashbrown::HashMap;
 use uuid::Uuid;
 
 use super::columns::{Column, arrays, firsts};
-use super::error::{Failed, answer_lost};
+use super::error::Failed;
 use super::queue::BeginJob;
 use super::room::{self, Made};
 use super::row::{Row, lock_of, millis, read, same_key, space_tag, tag, text_in, to_u64, uuid};
 use super::session::Session;
 use super::{Shared, wire_tags};
+use crate::store::shared::Asked;
 use crate::store::{Begin, Begun, StoreError};
 use crate::{AttemptId, Json, State, Timestamp};
 
@@ -105,14 +106,14 @@ pub(super) async fn insert(
     if jobs.is_empty() {
         return Ok(began);
     }
-    let columns = columns(jobs);
+    let (columns, asked) = (columns(jobs), Asked::now());
     let rows = match jobs.len() {
         1 => session.query(&shared.sql.begin_one, &firsts(&columns)).await?,
         _ => session.query(&shared.sql.begin_many, &arrays(&columns)).await?,
     };
     for row in &rows {
         let at = row.try_get(1)?;
-        shared.clock.tell(at);
+        shared.clock.tell(at, asked);
         began.insert(row.try_get(0)?, at);
     }
     shared.room.began(rows.len());
@@ -168,12 +169,12 @@ pub(super) async fn rows_of(
 ) -> Result<HashMap<Uuid, Row>, Failed> {
     let hashes: Vec<Uuid> = jobs.iter().map(|job| job.common.hash).collect();
     let namespaces: HashMap<Uuid, &str> = jobs.iter().map(|job| (job.common.hash, &*job.op.namespace)).collect();
-    let mut found = HashMap::new();
+    let (mut found, asked) = (HashMap::new(), Asked::now());
     for row in session.query(&shared.sql.existing, &[&hashes]).await? {
         let hash: Uuid = row.try_get(22)?;
         let namespace = namespaces.get(&hash).copied().unwrap_or_default();
         if let Some(row) = read(&row, namespace)? {
-            shared.clock.tell(row.now.as_millis());
+            shared.clock.tell(row.now.as_millis(), asked);
             found.insert(hash, row);
         }
     }
@@ -211,7 +212,7 @@ async fn answer_found(
         last.insert(job.common.hash, job.op.attempt);
     }
     let mut failed = None;
-    for job in std::mem::take(jobs) {
+    for mut job in std::mem::take(jobs) {
         if failed.is_some() {
             jobs.push(job);
             continue;
@@ -240,7 +241,13 @@ async fn answer_found(
             }
         };
         if row.record.attempt_id == job.op.attempt {
-            mine(shared, job, row);
+            answer_mine(shared, job, row);
+            continue;
+        }
+        if row.record.state == State::InDoubt && job.op.take_over == Some(row.record.attempt_id) {
+            // In doubt only since it was tried, or what was tried got lost with its connection.
+            job.tried_over = false;
+            jobs.push(job);
             continue;
         }
         let of_tx = row.in_tx && row.record.state == State::InProgress;
@@ -260,17 +267,18 @@ async fn answer_found(
 }
 
 /// The job's own row: it was begun before, and the answer was lost on the way.
-fn mine(shared: &Shared, job: BeginJob, row: Row) {
-    if row.record.state == State::InProgress {
-        return answer(job, Ok(started(row.record.attempts, row.record.started_at, Made::default())));
-    }
-    // Its lease has lapsed meanwhile, and others may have seen it in doubt: it cannot be brought back.
-    // Who is told that an answer was lost frees the key, since nothing ran.
-    let late = StoreError::Unavailable {
-        store: shared.location.clone(),
-        message: "the attempt's lease lapsed before the answer to its begin arrived".into(),
+fn answer_mine(shared: &Shared, job: BeginJob, row: Row) {
+    let begun = match row.record.state {
+        State::InProgress => Ok(started(row.record.attempts, row.record.started_at, Made::default())),
+        // Its lease has lapsed meanwhile, and others may have seen it in doubt: it cannot be brought back.
+        // Who is told that an answer was lost frees the key, since nothing ran.
+        State::InDoubt if job.common.sent => Err(StoreError::AnswerLost {
+            store: shared.location.clone(),
+            message: "the attempt's lease lapsed before the answer to its begin arrived".into(),
+        }),
+        _ => Ok(Begun::Exists(Box::new(row.record))),
     };
-    answer(job, Err(answer_lost(&shared.location, &late)));
+    answer(job, begun);
 }
 
 /// Whether a transaction that holds the key has ended without a word; then its row is gone.

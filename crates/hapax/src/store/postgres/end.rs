@@ -5,10 +5,9 @@
 //! made, so that what is found then is read in that light:
 //! - completed or failed by this attempt: that was it;
 //! - a doubt is written again, which changes nothing;
-//! - a release finds the key free or another's: done. Whoever took the row, this
-//!   attempt holds it no more and had no effect by its own word;
-//! - a result finds no row at all: it may have been recorded and cleared since, or
-//!   never recorded. Nobody can tell, and the answer says so.
+//! - a release finds the key free, as it was to be: done, whoever freed it;
+//! - no row, or another's: it may have been made and followed by others, or never
+//!   been made. Nobody can tell, and the answer says so.
 
 use std::sync::Arc;
 
@@ -18,16 +17,18 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::columns::{Column, arrays, firsts};
-use super::error::{Failed, answer_lost};
+use super::error::{Failed, passed_by};
 use super::queue::EndJob;
 use super::row::{COMPLETED, FAILED, IN_DOUBT, Row, millis, read, text_in, ttl_millis, uuid};
 use super::session::Session;
+use crate::store::shared::Asked;
 use crate::store::{End, Ended, StoreError};
 use crate::{State, Timestamp};
 
 /// Carries ends out; see [`Job::step`](super::queue::Job::step).
 pub(super) async fn step(shared: &Arc<Shared>, session: &Session, jobs: &mut Vec<EndJob>) -> Result<(), Failed> {
     jobs.sort_unstable_by_key(|job| job.common.hash);
+    let asked = Asked::now();
     let (releases, records): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| matches!(job.end, End::Release));
     let (recorded, released) = tokio::join!(record(shared, session, &records), release(shared, session, &releases));
     let mut failed = None;
@@ -39,7 +40,7 @@ pub(super) async fn step(shared: &Arc<Shared>, session: &Session, jobs: &mut Vec
                 for row in &rows {
                     let (at, expires): (i64, Option<i64>) = (row.try_get(1)?, row.try_get(2)?);
                     let hash: Uuid = row.try_get(4)?;
-                    shared.clock.tell(at);
+                    shared.clock.tell(at, asked);
                     done.insert(row.try_get::<_, Uuid>(0)?, (at, expires));
                     shared.watch.wake(&hash);
                     if row.try_get(3)? {
@@ -145,6 +146,7 @@ async fn without_a_row(shared: &Arc<Shared>, session: &Session, jobs: &mut Vec<E
 fn judge(shared: &Shared, job: &EndJob, row: Option<&Row>, now: Timestamp) -> Option<Result<Ended, StoreError>> {
     let record = row.map(|row| &row.record);
     let mine = record.filter(|record| record.attempt_id == job.attempt);
+    let sent = job.common.sent;
     Some(match (&job.end, mine.map(|record| (record, record.state))) {
         (_, Some((_, State::InProgress | State::InDoubt))) => return None,
         // The same end again: its first answer was lost on the way.
@@ -152,15 +154,11 @@ fn judge(shared: &Shared, job: &EndJob, row: Option<&Row>, now: Timestamp) -> Op
         | (End::Fail { .. }, Some((record, State::Failed))) => {
             Ok(Ended::Done { at: record.executed_at.unwrap_or(now), expires_at: record.expires_at })
         }
+        // It may have been left first, and ended by this attempt's late answer.
+        (End::Doubt { .. }, Some(_)) if sent => Err(passed_by(&shared.location)),
         (_, Some((_, state))) => Ok(Ended::Lost(Some(state))),
-        (End::Release, None) if job.common.sent => Ok(Ended::Done { at: now, expires_at: None }),
-        (End::Complete { .. } | End::Fail { .. }, None) if job.common.sent && record.is_none() => {
-            let gone = StoreError::Unavailable {
-                store: shared.location.clone(),
-                message: "the connection was lost, and by now there is no record under the key".into(),
-            };
-            Err(answer_lost(&shared.location, &gone))
-        }
+        (End::Release, None) if sent && record.is_none() => Ok(Ended::Done { at: now, expires_at: None }),
+        (_, None) if sent => Err(passed_by(&shared.location)),
         (_, None) => Ok(Ended::Lost(record.map(|record| record.state))),
     })
 }

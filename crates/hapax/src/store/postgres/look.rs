@@ -12,7 +12,7 @@ use super::error::Failed;
 use super::row::{COMPLETED, FAILED, millis, read, space_tag, tag, text_in, to_u64};
 use super::session::Session;
 use super::sql::fill;
-use crate::store::{Census, Counters, Filter, MAX_PAGE, Page, StoreError};
+use crate::store::{Census, Counters, Filter, MAX_PAGE, Order, Page, StoreError};
 use crate::{State, Timestamp};
 
 pub(super) async fn page(
@@ -23,8 +23,12 @@ pub(super) async fn page(
     cursor: Option<&str>,
     limit: usize,
 ) -> Result<Page, Failed> {
+    let (beyond, order, first) = match filter.order {
+        Order::OldestFirst => (">", "ASC", 0),
+        Order::NewestFirst => ("<", "DESC", i64::MAX),
+    };
     let after = match cursor {
-        None => 0,
+        None => first,
         Some(text) => text.parse::<i64>().ok().filter(|after| *after >= 0).ok_or_else(|| StoreError::BadRequest {
             message: format!("{text:?} is no cursor: give the `next` of the page before, or none"),
         })?,
@@ -76,13 +80,13 @@ pub(super) async fn page(
         if wanted {
             sql.push_str(if sql.is_empty() { "" } else { " UNION ALL " });
             sql.push_str(&format!(
-                "(SELECT @columns FROM @records r WHERE r.space_tag = $1 AND r.namespace = $2 AND r.id > $3 AND {which}\
-                 {narrowed}{of_state} ORDER BY r.id LIMIT {})",
+                "(SELECT @columns FROM @records r WHERE r.space_tag = $1 AND r.namespace = $2 AND r.id {beyond} $3 AND {which}\
+                 {narrowed}{of_state} ORDER BY r.id {order} LIMIT {})",
                 limit + 1
             ));
         }
     }
-    let sql = format!("SELECT * FROM ({sql}) u ORDER BY u.id LIMIT {}", limit + 1);
+    let sql = format!("SELECT * FROM ({sql}) u ORDER BY u.id {order} LIMIT {}", limit + 1);
     let typed: Vec<(&(dyn ToSql + Sync), Type)> =
         params.iter().map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone())).collect();
     let rows = session.client.query_typed(&fill(&sql, &shared.options.schema), &typed).await?;

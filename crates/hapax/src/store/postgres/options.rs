@@ -155,7 +155,7 @@ impl PostgresOptions {
     /// | `sslmode` | `disable`, `prefer`, `require`, `verify-ca`, `verify-full` | `prefer` |
     /// | `sslrootcert` | a PEM file of the authorities to trust | the system's |
     /// | `sslcert`, `sslkey` | PEM files of the client's certificate and key | none |
-    /// | `connections` | connections for begins and ends; a few others are opened when needed | 4 |
+    /// | `connections` | the most connections for begins and ends, opened when there is work for them; a few others are opened when needed | 8 |
     /// | `tx_connections` | the most transactions of `execute_in_tx` at once | 8 |
     /// | `connect_timeout` | seconds | 5 |
     /// | `command_timeout` | seconds for an operation, its repetitions after lost connections included | 10 |
@@ -207,7 +207,7 @@ impl PostgresOptions {
             verify: Verify::Nothing,
             root_cert: None,
             client_cert: None,
-            connections: 4,
+            connections: 8,
             tx_connections: 8,
             connect_limit: Duration::from_secs(5),
             command_limit: Duration::from_secs(10),

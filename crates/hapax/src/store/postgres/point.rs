@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use uuid::Uuid;
 
-use super::error::{Failed, Meaning, answer_lost, meaning, store_error, timed_out};
-use super::room::{self, in_chunks};
+use super::error::{Failed, Meaning, answer_lost, meaning, passed_by, store_error, timed_out};
+use super::room::{self, Made, in_chunks};
 use super::row::{Row, hash_of, millis, read, same_key, space_tag, tag, text_in, to_i64, to_u64, ttl_millis, uuid};
 use super::session::{Link, Session};
 use super::{Shared, look};
+use crate::store::shared::Asked;
 use crate::store::{Beat, Census, Counters, Filter, Mark, Marked, Page, Removed, Settled, Settlement, StoreError};
 use crate::{AttemptId, Key, Record, State, Timestamp};
 
@@ -72,6 +73,8 @@ impl Op {
                 Again::Reads
             }
             Self::Evict { .. } | Self::Count { .. } => Again::Never,
+            // Not said of which attempt: a second time could be about the next one.
+            Self::Remove { .. } | Self::Clear { .. } | Self::Settle { attempt: None, .. } => Again::Never,
             _ => Again::Recognised,
         }
     }
@@ -118,15 +121,15 @@ pub(super) async fn carry_out(shared: &Arc<Shared>, op: Op) -> Result<Answer, St
                 return Err(lost(true, timed_out(&shared.location, limit)));
             }
         };
-        let waited = |shared: &Shared| StoreError::Busy { store: shared.location.clone(), waited: limit };
+        let waited = || StoreError::Busy { store: shared.location.clone(), waited: limit };
         match error {
-            Failed::Store(error) => return Err(error),
+            Failed::Store(error) => return Err(lost(sent, error)),
             Failed::Again if Instant::now() < until => tokio::time::sleep(Duration::from_millis(1)).await,
-            Failed::Again => return Err(waited(shared)),
+            Failed::Again => return Err(lost(sent, waited())),
             Failed::Sql(error) => match meaning(&error) {
-                Meaning::Refused => return Err(store_error(&shared.location, &error)),
+                Meaning::Refused => return Err(lost(sent, store_error(&shared.location, &error))),
                 Meaning::RolledBack if Instant::now() < until => tokio::time::sleep(Duration::from_millis(5)).await,
-                Meaning::RolledBack => return Err(waited(shared)),
+                Meaning::RolledBack => return Err(lost(sent, waited())),
                 Meaning::Gone => {
                     link.lost(&session).await;
                     let error = store_error(&shared.location, &error);
@@ -145,8 +148,9 @@ impl Op {
         let sql = &shared.sql;
         Ok(match self {
             Self::Now => {
+                let asked = Asked::now();
                 let now = session.number(&sql.now, &[]).await?;
-                shared.clock.tell(now);
+                shared.clock.tell(now, asked);
                 Answer::Now(Timestamp::from_millis(now))
             }
             Self::Heartbeat { namespace, beats } => Answer::Beats(heartbeat(shared, session, namespace, beats).await?),
@@ -154,11 +158,11 @@ impl Op {
                 let of = (namespace, key, *attempt, *becomes);
                 Answer::Settled(settle(shared, session, of, settlement, sent).await?)
             }
-            Self::Mark(op) => Answer::Marked(mark(shared, session, op).await?),
+            Self::Mark(op) => Answer::Marked(mark(shared, session, op, sent).await?),
             Self::Get { namespace, key } => {
                 Answer::Record(find(shared, session, namespace, key).await?.map(|row| Box::new(row.record)))
             }
-            Self::Remove { namespace, key } => Answer::Removed(remove(shared, session, namespace, key, sent).await?),
+            Self::Remove { namespace, key } => Answer::Removed(remove(shared, session, namespace, key).await?),
             Self::Clear { namespace } => Answer::Number(clear(shared, session, namespace).await?),
             Self::Sweep { limit } => {
                 let gone = in_chunks(session, &sql.sweep, &[], *limit as u64).await?;
@@ -268,7 +272,12 @@ async fn settle(
     Ok(match (settlement, found) {
         // Sent before, and its answer lost: that was it.
         (Settlement::Happened { .. }, Some(record)) if record.attempt_id == becomes => Settled::Done(Some(record)),
+        // As it was to be, whoever settled it.
         (Settlement::NotHappened, None) if sent => Settled::Done(None),
+        // While that attempt holds the key, the first time has changed nothing.
+        (_, found) if sent && found.as_ref().is_none_or(|record| attempt != Some(record.attempt_id)) => {
+            return Err(passed_by(&shared.location).into());
+        }
         (_, Some(record)) if record.state == State::InDoubt && attempt.is_none_or(|a| a == record.attempt_id) => {
             // Its lease has lapsed between the two statements.
             return Err(Failed::Again);
@@ -277,14 +286,17 @@ async fn settle(
     })
 }
 
-async fn mark(shared: &Arc<Shared>, session: &Session, op: &Mark) -> Result<Marked, Failed> {
+async fn mark(shared: &Arc<Shared>, session: &Session, op: &Mark, sent: bool) -> Result<Marked, Failed> {
     let (namespace, hash) = (&op.namespace, hash_of(&op.namespace, &op.key));
     if let Some(row) = find(shared, session, namespace, &op.key).await? {
         if row.record.attempt_id == op.attempt {
             // Sent before, and its answer lost.
-            return Ok(Marked::Recorded(Box::new(row.record)));
+            return Ok(Marked::recorded(Box::new(row.record)));
         }
         if row.record.state != State::InDoubt {
+            if sent {
+                return Err(passed_by(&shared.location).into());
+            }
             return Ok(Marked::Exists(Box::new(row.record)));
         }
         let (doubt, becomes, ttl) = (Some(uuid(row.record.attempt_id)), uuid(op.attempt), ttl_millis(op.ttl));
@@ -292,21 +304,21 @@ async fn mark(shared: &Arc<Shared>, session: &Session, op: &Mark) -> Result<Mark
         let rows = session.query(sql, &[&hash, &doubt, &becomes, &op.result.as_str(), &ttl]).await?;
         shared.watch.wake(&hash);
         let row = rows.first().map(|row| read(row, namespace)).transpose()?.flatten();
-        return row.map(|row| Marked::Recorded(Box::new(row.record))).ok_or(Failed::Again);
+        return row.map(|row| Marked::recorded(Box::new(row.record))).ok_or(Failed::Again);
     }
     session.query(&shared.sql.drop_expired, &[&vec![hash]]).await?;
-    let row = match op.capacity {
-        None => mark_new(shared, session, op, hash).await?,
+    let (row, room) = match op.capacity {
+        None => (mark_new(shared, session, op, hash).await?, Made::default()),
         Some(capacity) => {
             session.client.batch_execute("BEGIN").await?;
             let made = async {
                 let mut total = room::lock_and_count(shared, session, capacity, 1).await?;
-                room::make(shared, session, capacity, &mut total).await?;
+                let room = room::make(shared, session, capacity, &mut total).await?;
                 if total >= capacity.max_entries && capacity.on_full == crate::store::OnFull::Reject {
                     let store = shared.location.clone();
                     return Err(StoreError::Capacity { store, max_entries: capacity.max_entries }.into());
                 }
-                mark_new(shared, session, op, hash).await
+                Ok((mark_new(shared, session, op, hash).await?, room))
             };
             let made = made.await;
             // Expired records that went stay gone, whether or not that was enough.
@@ -315,7 +327,8 @@ async fn mark(shared: &Arc<Shared>, session: &Session, op: &Mark) -> Result<Mark
             made?
         }
     };
-    row.map(|row| Marked::Recorded(Box::new(row.record))).ok_or(Failed::Again)
+    let Made { expired, evicted } = room;
+    row.map(|row| Marked::Recorded { record: Box::new(row.record), expired, evicted }).ok_or(Failed::Again)
 }
 
 async fn mark_new(shared: &Arc<Shared>, session: &Session, op: &Mark, hash: Uuid) -> Result<Option<Row>, Failed> {
@@ -349,13 +362,7 @@ async fn mark_new(shared: &Arc<Shared>, session: &Session, op: &Mark, hash: Uuid
     Ok(rows.first().map(|row| read(row, &op.namespace)).transpose()?.flatten())
 }
 
-async fn remove(
-    shared: &Arc<Shared>,
-    session: &Session,
-    namespace: &Arc<str>,
-    key: &Key,
-    sent: bool,
-) -> Result<Removed, Failed> {
+async fn remove(shared: &Arc<Shared>, session: &Session, namespace: &Arc<str>, key: &Key) -> Result<Removed, Failed> {
     let hash = hash_of(namespace, key);
     if let Some(row) = session.query(&shared.sql.remove, &[&hash]).await?.first() {
         shared.watch.raised();
@@ -366,8 +373,7 @@ async fn remove(
         // Recorded between the two statements.
         Some(row) if row.record.state.is_recorded() => Err(Failed::Again),
         Some(row) => Ok(Removed::Kept(Box::new(row.record))),
-        // Sent before, and its answer lost: that was it.
-        None => Ok(if sent { Removed::Removed } else { Removed::Absent }),
+        None => Ok(Removed::Absent),
     }
 }
 

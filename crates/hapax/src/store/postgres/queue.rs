@@ -138,6 +138,8 @@ impl Job for EndJob {
 pub(super) struct Lanes {
     begins: VecDeque<BeginJob>,
     ends: VecDeque<EndJob>,
+    /// Workers that have nothing to do.
+    idle: usize,
     closed: bool,
 }
 
@@ -191,7 +193,7 @@ impl Queue {
         }
         lane.push_back(job);
         drop(lanes);
-        self.bell.notify_one();
+        self.bell.notify_last();
     }
 
     /// Puts jobs back to the front, to be done first.
@@ -200,7 +202,7 @@ impl Queue {
         let lane = J::lane(&mut lanes);
         jobs.into_iter().rev().for_each(|job| lane.push_front(job));
         drop(lanes);
-        self.bell.notify_one();
+        self.bell.notify_last();
     }
 
     /// What is to be done next; `None` when the queue is closed and empty.
@@ -208,29 +210,36 @@ impl Queue {
         loop {
             {
                 let mut lanes = self.lanes.lock();
-                let batch = Batch { begins: take(&mut lanes.begins), ends: take(&mut lanes.ends) };
+                // One connection commits one after the other: if another worker is free, it takes the begins.
+                let shared = lanes.idle > 0 && !lanes.ends.is_empty();
+                let begins = if shared { Vec::new() } else { take(&mut lanes.begins) };
+                let batch = Batch { begins, ends: take(&mut lanes.ends) };
                 let more = !lanes.begins.is_empty() || !lanes.ends.is_empty();
                 let closed = lanes.closed;
-                drop(lanes);
                 if !batch.begins.is_empty() || !batch.ends.is_empty() {
+                    drop(lanes);
                     if more || closed {
-                        self.bell.notify_one();
+                        self.bell.notify_last();
                     }
                     return Some(batch);
                 }
                 if closed {
+                    drop(lanes);
                     // The bell holds one ring: each worker that leaves wakes the next.
-                    self.bell.notify_one();
+                    self.bell.notify_last();
                     return None;
                 }
+                lanes.idle += 1;
             }
             self.bell.notified().await;
+            let mut lanes = self.lanes.lock();
+            lanes.idle = lanes.idle.saturating_sub(1);
         }
     }
 
     /// Takes no more; what is in it is still done.
     pub(super) fn close(&self) {
         self.lanes.lock().closed = true;
-        self.bell.notify_one();
+        self.bell.notify_last();
     }
 }

@@ -78,13 +78,13 @@ async fn carry_out<J: Job>(shared: &Arc<Shared>, session: &Arc<Session>, mut job
                 tokio::time::sleep(Duration::from_millis(round.min(20))).await;
                 jobs = overdue(shared, jobs);
             }
-            Failed::Store(error) => refused(&mut jobs, &mut alone, &error),
+            Failed::Store(error) => refused(shared, &mut jobs, &mut alone, &error),
             Failed::Sql(error) => match meaning(&error) {
                 Meaning::RolledBack => {
                     tokio::time::sleep(Duration::from_millis(round.min(20))).await;
                     jobs = overdue(shared, jobs);
                 }
-                Meaning::Refused => refused(&mut jobs, &mut alone, &store_error(&shared.location, &error)),
+                Meaning::Refused => refused(shared, &mut jobs, &mut alone, &store_error(&shared.location, &error)),
                 Meaning::Gone => {
                     let error = store_error(&shared.location, &error);
                     tracing::debug!(store = %shared.location, %error, jobs = jobs.len(), "connection lost; done again");
@@ -98,12 +98,18 @@ async fn carry_out<J: Job>(shared: &Arc<Shared>, session: &Arc<Session>, mut job
 }
 
 /// A statement for several was refused: each gets one of its own. One alone gets the error.
-fn refused<J: Job>(jobs: &mut Vec<J>, alone: &mut Vec<J>, error: &StoreError) {
+fn refused<J: Job>(shared: &Shared, jobs: &mut Vec<J>, alone: &mut Vec<J>, error: &StoreError) {
     if jobs.len() > 1 {
         alone.append(jobs);
     } else if let Some(job) = jobs.pop() {
-        job.fail(error.clone());
+        fail(shared, job, error);
     }
+}
+
+/// Fails a job; one that was sent before may have been carried out.
+fn fail<J: Job>(shared: &Shared, job: J, error: &StoreError) {
+    let error = if job.common().sent { answer_lost(&shared.location, error) } else { error.clone() };
+    job.fail(error);
 }
 
 /// After the connection was lost: these may have been carried out, the others were not sent.
@@ -118,8 +124,7 @@ fn give_up_or_put_back<J: Job>(shared: &Arc<Shared>, jobs: Vec<J>, error: &Store
     let now = Instant::now();
     let (late, left): (Vec<J>, Vec<J>) = jobs.into_iter().partition(|job| job.common().until <= now);
     for job in late {
-        let error = if job.common().sent { answer_lost(&shared.location, error) } else { error.clone() };
-        job.fail(error);
+        fail(shared, job, error);
     }
     shared.queue.put_back(left);
 }
@@ -130,9 +135,7 @@ fn overdue<J: Job>(shared: &Arc<Shared>, jobs: Vec<J>) -> Vec<J> {
     let (late, left): (Vec<J>, Vec<J>) = jobs.into_iter().partition(|job| job.common().until <= now);
     for job in late {
         let waited = shared.options.command_limit;
-        let busy = StoreError::Busy { store: shared.location.clone(), waited };
-        let error = if job.common().sent { answer_lost(&shared.location, &busy) } else { busy };
-        job.fail(error);
+        fail(shared, job, &StoreError::Busy { store: shared.location.clone(), waited });
     }
     left
 }

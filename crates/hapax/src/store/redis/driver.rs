@@ -24,6 +24,7 @@ use super::row::Bucket;
 use super::script::TRANSITION;
 use super::topology::{How, Request, Topology};
 use crate::store::StoreError;
+use crate::store::shared::Asked;
 
 /// The most operations that wait or are under way.
 pub(super) const QUEUE_LIMIT: usize = 65_536;
@@ -291,7 +292,7 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
     // What has waited behind other calls in an outage gets what is left of its time.
     let limit = topology.command_timeout();
     let left = limit.saturating_sub(first.since.elapsed()).max(limit / 4);
-    let (sent, mut log) = (Instant::now(), None);
+    let (asked, mut log) = (Asked::now(), None);
     let answer = topology.exec_within(&Request { slot: bucket.slot, is_write, resend, make: &make }, left).await;
     let odd = |message: String| StoreError::Damaged { store: topology.location.clone(), message };
     match answer {
@@ -303,12 +304,13 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
                 log = usize::try_from(*length).ok();
                 answers.truncate(group.len());
             }
-            topology.learn(answers.first(), sent);
+            topology.learn(answers.first(), asked);
             for (item, answer) in group.into_iter().zip(answers) {
                 let answer = match answer {
                     Value::BulkString(bytes) if bytes.first() == Some(&b'!') => {
                         Err(refused(&topology.location, &bytes))
                     }
+                    Value::BulkString(bytes) if bytes == b"?" => Err(unknown(&topology.location)),
                     Value::BulkString(bytes) => Ok(bytes),
                     other => Err(odd(format!("the server gave an answer that hapax does not know ({other:.40?})"))),
                 };
@@ -325,6 +327,12 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
         fold::keep_up(&topology, &bucket, length).await;
     }
     lane
+}
+
+/// What was asked again finds nothing of its own.
+fn unknown(store: &str) -> StoreError {
+    let message = "the connection broke before the first answer, and by now another has the key or nobody;         read the record to see what counts";
+    StoreError::AnswerLost { store: store.into(), message: message.into() }
 }
 
 /// What the script says of one operation that failed.

@@ -38,6 +38,10 @@ impl Failure {
     pub(super) fn into_store(self, store: &str, may_be_done: bool, limit: Duration) -> StoreError {
         let store = store.to_string();
         match self {
+            // Refused this time; before, it may have been done.
+            Self::Refused(Refusal::OutOfMemory(message) | Refusal::Other(message)) if may_be_done => {
+                StoreError::AnswerLost { store, message }
+            }
             Self::Refused(Refusal::OutOfMemory(said)) => StoreError::Full {
                 store,
                 message: format!(

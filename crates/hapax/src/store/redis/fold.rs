@@ -10,13 +10,14 @@ use std::sync::atomic::Ordering;
 
 use redis::Value;
 
+use super::Shared;
 use super::op::Resend;
 use super::query::{each, number, texts};
 use super::row::{Bucket, Space};
 use super::script::FOLD;
 use super::topology::{Request, Topology};
-use super::{Shared, watch};
 use crate::store::StoreError;
+use crate::store::shared::coarse;
 
 /// Records that one step deals with, and entries of expired ones that it takes out.
 const STEP: usize = 256;
@@ -115,7 +116,7 @@ pub(super) async fn all(shared: &Arc<Shared>, spaces: &[Arc<Space>]) -> Result<(
 
 /// After a begin: keeps the log within its limit, and once in a while takes out what has expired.
 pub(super) async fn keep_up(topology: &Topology, bucket: &Bucket, length: usize) {
-    let now = watch::coarse();
+    let now = coarse();
     let last = bucket.tidied.load(Ordering::Relaxed);
     let (fold, records) = if length > LOG_LIMIT {
         (Fold::All, STEP)

@@ -1,7 +1,8 @@
 //! Operations as the transition script takes them, and what its answers mean.
 //!
 //! Invariant: every operation that is sent again after its answer was lost does what it did the first time, or
-//! nothing: by its attempt id, by a fresh id made for it, or because it is not sent again at all ([`Resend::Never`]).
+//! nothing: by its attempt id, by a fresh id made for it, or because it is not sent again at all ([`Resend::Never`]). What
+//! it then finds is told only if that is true whichever time did the work; else the script answers `?`.
 
 use std::sync::Arc;
 
@@ -28,8 +29,8 @@ enum Arg {
     Json(Json),
     /// `1` when the operation was sent before, else `0`.
     SentBefore,
-    /// An end's letter, how it ended, whether it was sent before, and the time to live.
-    End(char, String),
+    /// A letter and what it asks for, whether it was sent before as in [`Arg::SentBefore`], and more.
+    Sent(&'static str, String),
 }
 
 /// One operation on one record.
@@ -59,7 +60,7 @@ impl Op {
             Arg::Bytes(bytes) => bytes.len(),
             Arg::Json(json) => json.as_str().len(),
             Arg::SentBefore => 1,
-            Arg::End(_, ttl) => ttl.len() + 3,
+            Arg::Sent(_, more) => more.len() + 3,
         });
         self.key.len() + 16 + args.sum::<usize>()
     }
@@ -72,7 +73,7 @@ impl Op {
                 Arg::Bytes(bytes) => cmd.arg(&bytes[..]),
                 Arg::Json(json) => cmd.arg(json.as_str()),
                 Arg::SentBefore => cmd.arg(if sent_before { "1" } else { "0" }),
-                Arg::End(kind, ttl) => cmd.arg(format!("E{kind}{}{ttl}", u8::from(sent_before))),
+                Arg::Sent(what, more) => cmd.arg(format!("{what}{}{more}", u8::from(sent_before))),
             };
         }
     }
@@ -88,12 +89,12 @@ impl Op {
         };
         let fixed = fixed.encode(begin.params.as_ref()).map_err(unwritable)?;
         let owner = serde_json::to_vec(&*begin.owner).map_err(unwritable)?;
-        let insert = u8::from(insert == Insert::Allowed);
+        let what = if insert == Insert::Allowed { "B1" } else { "B0" };
         let lease = begin.lease.as_millis().min(LONGEST);
         let take_over = begin.take_over.map(attempt_text).unwrap_or_default();
         let tags = tags(&begin.action_type, &begin.target, begin.signal_id.as_deref());
         let args = vec![
-            Arg::Text(format!("B{insert}{lease:015}{take_over}")),
+            Arg::Sent(what, format!("{lease:015}{take_over}")),
             Arg::Text(format!("2P{}00{NO_DURATION}", attempt_text(begin.attempt))),
             Arg::Bytes(rest(&tags, &fixed, &owner)),
         ];
@@ -106,17 +107,17 @@ impl Op {
     }
 
     pub(super) fn end(key: String, attempt: AttemptId, end: End) -> Self {
-        let (kind, ttl, duration, body) = match end {
-            End::Complete { result, ttl, duration } => ('C', ttl_text(ttl), Some(duration), Arg::Json(result)),
-            End::Fail { error, ttl, duration } => ('F', ttl_text(ttl), Some(duration), Arg::Text(error)),
-            End::Release => ('R', String::new(), None, Arg::Static("")),
-            End::Doubt { reason } => ('D', String::new(), None, Arg::Text(format!(":{reason}"))),
+        let (what, kind, ttl, duration, body) = match end {
+            End::Complete { result, ttl, duration } => ("EC", 'C', ttl_text(ttl), Some(duration), Arg::Json(result)),
+            End::Fail { error, ttl, duration } => ("EF", 'F', ttl_text(ttl), Some(duration), Arg::Text(error)),
+            End::Release => ("ER", 'R', String::new(), None, Arg::Static("")),
+            End::Doubt { reason } => ("ED", 'D', String::new(), None, Arg::Text(format!(":{reason}"))),
         };
         let duration = duration
             .map_or_else(|| NO_DURATION.into(), |d| format!("{:016}", d.as_millis().min(9_999_999_999_999_999)));
         let attempt = attempt_text(attempt);
         let args = vec![
-            Arg::End(kind, ttl),
+            Arg::Sent(what, ttl),
             Arg::Text(format!("2P{attempt}00")),
             Arg::Text(format!("2{kind}{attempt}00{duration}")),
             body,
@@ -138,7 +139,9 @@ impl Op {
             Arg::SentBefore,
             body,
         ];
-        Self::new("S", key, args)
+        // Whose doubt it is about is not said: a second time could settle the next one's.
+        let resend = if of.is_some() { Resend::Safe } else { Resend::Never };
+        Self { resend, ..Self::new("S", key, args) }
     }
 
     pub(super) fn mark(key: String, mark: &Mark, insert: Insert) -> Result<Self, StoreError> {
@@ -158,6 +161,7 @@ impl Op {
             Arg::Text(attempt_text(mark.attempt)),
             Arg::Text(ttl_text(mark.ttl)),
             insert.arg(),
+            Arg::SentBefore,
             Arg::Bytes(rest(&tags, &fixed, &owner)),
             Arg::Json(mark.result.clone()),
         ];
@@ -175,7 +179,7 @@ impl Op {
 
     /// Removes what is recorded at this place in the order of age, and nothing younger.
     pub(super) fn evict(key: String, place: &str) -> Self {
-        Self::new("V", key, [Arg::Text(place.into())])
+        Self::new("V", key, [Arg::Text(place.into()), Arg::SentBefore])
     }
 
     pub(super) fn watch(key: String, attempt: AttemptId) -> Self {
@@ -312,7 +316,7 @@ pub(super) fn settled(space: &Arc<Space>, answer: &[u8]) -> Result<Settled, Odd>
 /// `None`: there is no such record, and none was made.
 pub(super) fn marked(space: &Arc<Space>, answer: &[u8]) -> Result<Option<Marked>, Odd> {
     let Some(row) = record(space, answer)? else { return Ok(None) };
-    Ok(Some(if answer.first() == Some(&b'R') { Marked::Recorded(row.record) } else { Marked::Exists(row.record) }))
+    Ok(Some(if answer.first() == Some(&b'R') { Marked::recorded(row.record) } else { Marked::Exists(row.record) }))
 }
 
 pub(super) fn removed(space: &Arc<Space>, answer: &[u8]) -> Result<Removed, Odd> {

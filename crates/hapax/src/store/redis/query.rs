@@ -1,6 +1,6 @@
 //! What concerns many records: pages, and removals in bulk.
 //!
-//! Each bucket's index is read in the order of age and the buckets are merged; the records themselves are then read one
+//! Each bucket's index is read in the order of age, from either end, and the buckets are merged; the records themselves are then read one
 //! by one, each as it is at that moment. Invariants: an index entry only leads to a record, it is never taken for one: a
 //! record that has expired, or was made anew at another place in the order, is passed over; no step of a server is
 //! longer than a few hundred entries.
@@ -17,7 +17,7 @@ use super::fold::{self, Fold};
 use super::op::{self, Op, Resend};
 use super::row::{Bucket, Row, Space, slot, tag};
 use super::topology::{How, Request};
-use crate::store::{Filter, MAX_PAGE, Page, StoreError};
+use crate::store::{Filter, MAX_PAGE, Order, Page, StoreError};
 use crate::{State, Timestamp};
 
 /// Entries of an index read in one step.
@@ -70,6 +70,14 @@ pub(super) fn texts(value: Value) -> Vec<String> {
         .collect()
 }
 
+/// A value as text; nothing is empty.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        _ => String::new(),
+    }
+}
+
 pub(super) fn number(value: Option<&Value>) -> i64 {
     match value {
         Some(Value::Int(n)) => *n,
@@ -87,21 +95,29 @@ pub(super) async fn now(shared: &Shared) -> Result<Timestamp, StoreError> {
 
 // --- in the order of age ----------------------------------------------------
 
-/// A bucket's entries under one prefix, oldest first.
+/// A bucket's entries under one prefix, in the order that is asked for.
 struct Entries {
     bucket: Arc<Bucket>,
     prefix: String,
+    order: Order,
     read: VecDeque<String>,
+    /// The last that was read; empty at the beginning.
     after: String,
     is_done: bool,
 }
 
 impl Entries {
     async fn fill(&mut self, shared: &Shared, chunk: usize) -> Result<(), StoreError> {
-        let (low, high) = (format!("({}{}", self.prefix, self.after), format!("({}g", self.prefix));
+        // An id is of hexadecimal digits: all of them are before `g`.
+        let (command, from, to) = match (self.order, self.after.as_str()) {
+            (Order::OldestFirst, after) => ("ZRANGEBYLEX", after, "g"),
+            (Order::NewestFirst, "") => ("ZREVRANGEBYLEX", "g", ""),
+            (Order::NewestFirst, before) => ("ZREVRANGEBYLEX", before, ""),
+        };
+        let (from, to) = (format!("({}{from}", self.prefix), format!("({}{to}", self.prefix));
         let make = |_| {
-            let mut cmd = redis::cmd("ZRANGEBYLEX");
-            cmd.arg(&self.bucket.index).arg(&low).arg(&high).arg("LIMIT").arg(0).arg(chunk);
+            let mut cmd = redis::cmd(command);
+            cmd.arg(&self.bucket.index).arg(&from).arg(&to).arg("LIMIT").arg(0).arg(chunk);
             cmd
         };
         let members = texts(ask(shared, self.bucket.slot, &make).await?);
@@ -121,15 +137,17 @@ impl Entries {
 /// The records of namespaces in the order of age, all buckets together.
 pub(super) struct Aged {
     entries: Vec<Entries>,
+    order: Order,
     chunk: usize,
 }
 
 impl Aged {
     /// Those under the prefix in the index, from after `cursor` on.
-    pub(super) fn new(spaces: &[Arc<Space>], prefix: &str, cursor: &str, wanted: usize) -> Self {
+    pub(super) fn new(spaces: &[Arc<Space>], prefix: &str, order: Order, cursor: &str, wanted: usize) -> Self {
         let entries = spaces.iter().flat_map(|space| &space.buckets).map(|bucket| Entries {
             bucket: bucket.clone(),
             prefix: prefix.into(),
+            order,
             read: VecDeque::new(),
             after: cursor.into(),
             is_done: false,
@@ -138,7 +156,7 @@ impl Aged {
         let entries: Vec<_> = entries.collect();
         let chunk = (wanted / entries.len().max(1)).saturating_mul(5) / 4 + 8;
         let chunk = chunk.min(CHUNK);
-        Self { entries, chunk }
+        Self { entries, order, chunk }
     }
 
     /// The next ones, at most `count`; none at the end.
@@ -162,13 +180,16 @@ impl Aged {
                 self.entries.push(filled.unwrap_or_else(|_| Err(shared.driver.gone()))?);
             }
             self.entries.retain(|e| !e.read.is_empty() || !e.is_done);
-            // The oldest of all, until a bucket runs dry: what it has next may be older than the others'.
+            // The first of all, until a bucket runs dry: what it has next may come before the others'.
             while next.len() < count && self.entries.iter().all(|e| !e.read.is_empty()) {
-                let Some(oldest) = self.entries.iter_mut().min_by(|a, b| a.read.front().cmp(&b.read.front())) else {
-                    break;
+                let by_age = |a: &&mut Entries, b: &&mut Entries| a.read.front().cmp(&b.read.front());
+                let first = match self.order {
+                    Order::OldestFirst => self.entries.iter_mut().min_by(by_age),
+                    Order::NewestFirst => self.entries.iter_mut().max_by(by_age),
                 };
-                next.extend(oldest.read.pop_front().map(|id| (oldest.bucket.clone(), id)));
-                if oldest.read.is_empty() && oldest.is_done {
+                let Some(first) = first else { break };
+                next.extend(first.read.pop_front().map(|id| (first.bucket.clone(), id)));
+                if first.read.is_empty() && first.is_done {
                     self.entries.retain(|e| !e.read.is_empty() || !e.is_done);
                 }
             }
@@ -249,13 +270,13 @@ pub(super) async fn page(
     let prefix = prefix(filter);
     let soon = match filter.expiring_within {
         Some(within) if matches!(prefix.as_str(), "a" | "f") || prefix.starts_with(['t', 'u']) => {
-            soon(shared, space, &cursor, now.plus(within)).await?
+            soon(shared, space, filter.order, &cursor, now.plus(within)).await?
         }
         _ => None,
     };
     let mut source = match soon {
         Some(ids) => Source::Soon(ids),
-        None => Source::Aged(Aged::new(std::slice::from_ref(space), &prefix, &cursor, limit + 1)),
+        None => Source::Aged(Aged::new(std::slice::from_ref(space), &prefix, filter.order, &cursor, limit + 1)),
     };
     let (mut records, mut last, mut bytes) = (Vec::new(), None, 0);
     loop {
@@ -290,6 +311,7 @@ enum Source {
 async fn soon(
     shared: &Arc<Shared>,
     space: &Arc<Space>,
+    order: Order,
     cursor: &str,
     until: Timestamp,
 ) -> Result<Option<VecDeque<(Arc<Bucket>, String)>>, StoreError> {
@@ -312,22 +334,56 @@ async fn soon(
     }
     let mut ids: Vec<(Arc<Bucket>, String)> = Vec::new();
     for (bucket, members) in found {
-        let of = members.iter().filter_map(|m| m.get(16..16 + ID)).filter(|id| *id > cursor);
+        let of = members.iter().filter_map(|m| m.get(16..16 + ID)).filter(|id| match order {
+            Order::OldestFirst => *id > cursor,
+            Order::NewestFirst => cursor.is_empty() || *id < cursor,
+        });
         ids.extend(of.map(|id| (bucket.clone(), id.to_string())));
     }
-    ids.sort_unstable_by(|a, b| a.1.cmp(&b.1));
+    ids.sort_unstable_by(|a, b| match order {
+        Order::OldestFirst => a.1.cmp(&b.1),
+        Order::NewestFirst => b.1.cmp(&a.1),
+    });
     Ok(Some(ids.into()))
 }
 
 // --- removals in bulk -------------------------------------------------------
 
-/// Removes what is recorded under these entries; how many were.
-async fn evict_these(shared: &Shared, entries: &[(Arc<Bucket>, String)], most: u64) -> Result<u64, StoreError> {
-    let mut gone = 0;
+/// How many records went.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Gone {
+    sure: u64,
+    /// Those that a removal sent again did not find: by its first time, or by another.
+    unsure: u64,
+}
+
+impl Gone {
+    /// At most so many.
+    pub(super) fn at_most(self) -> u64 {
+        self.sure + self.unsure
+    }
+
+    /// The number, if it is known.
+    pub(super) fn known(self, shared: &Shared) -> Result<u64, StoreError> {
+        if self.unsure == 0 {
+            return Ok(self.sure);
+        }
+        let message = format!(
+            "a connection broke, so that it is not known how many went: at least {}, at most {}; nothing is left to be done",
+            self.sure,
+            self.at_most()
+        );
+        Err(StoreError::AnswerLost { store: shared.topology.location.clone(), message })
+    }
+}
+
+/// Removes what is recorded under these entries.
+async fn evict_these(shared: &Shared, entries: &[(Arc<Bucket>, String)], most: u64) -> Result<Gone, StoreError> {
+    let mut gone = Gone::default();
     // No more are asked for at once than may go, so that live ones in between do not make it too many.
     let mut rest = entries.iter();
-    while gone < most {
-        let now = usize::try_from(most - gone).unwrap_or(WINDOW).min(WINDOW);
+    while gone.at_most() < most {
+        let now = usize::try_from(most - gone.at_most()).unwrap_or(WINDOW).min(WINDOW);
         let mut asked = Vec::new();
         for (bucket, id) in rest.by_ref().take(now) {
             let Some((place, record)) = id.split_at_checked(PLACE) else { continue };
@@ -337,7 +393,11 @@ async fn evict_these(shared: &Shared, entries: &[(Arc<Bucket>, String)], most: u
             break;
         }
         for answer in asked {
-            gone += u64::from(answer.await.map_err(|_| shared.driver.gone())?? == b"R");
+            match answer.await.map_err(|_| shared.driver.gone())??.as_slice() {
+                b"R" => gone.sure += 1,
+                b"U" => gone.unsure += 1,
+                _ => {}
+            }
         }
     }
     Ok(gone)
@@ -348,21 +408,22 @@ pub(super) async fn clear(shared: &Arc<Shared>, space: &Arc<Space>) -> Result<u6
     let cleared = evict(shared, std::slice::from_ref(space), u64::MAX).await;
     // Even if it ended half way.
     shared.watch.raise();
-    cleared
+    cleared?.known(shared)
 }
 
 /// Removes the oldest recorded results and errors of these namespaces.
-pub(super) async fn evict(shared: &Arc<Shared>, spaces: &[Arc<Space>], count: u64) -> Result<u64, StoreError> {
+pub(super) async fn evict(shared: &Arc<Shared>, spaces: &[Arc<Space>], count: u64) -> Result<Gone, StoreError> {
     fold::all(shared, spaces).await?;
-    let mut aged = Aged::new(spaces, "a", "", usize::try_from(count).unwrap_or(CHUNK * 16));
-    let mut gone = 0;
-    while gone < count {
-        let wanted = usize::try_from(count - gone).unwrap_or(usize::MAX).min(4 * WINDOW);
+    let mut aged = Aged::new(spaces, "a", Order::OldestFirst, "", usize::try_from(count).unwrap_or(CHUNK * 16));
+    let mut gone = Gone::default();
+    while gone.at_most() < count {
+        let wanted = usize::try_from(count - gone.at_most()).unwrap_or(usize::MAX).min(4 * WINDOW);
         let entries = aged.next(shared, wanted).await?;
         if entries.is_empty() {
             break;
         }
-        gone += evict_these(shared, &entries, count - gone).await?;
+        let these = evict_these(shared, &entries, count - gone.at_most()).await?;
+        gone = Gone { sure: gone.sure + these.sure, unsure: gone.unsure + these.unsure };
     }
     shared.watch.raise();
     Ok(gone)

@@ -136,7 +136,7 @@ async fn make(shared: &Arc<Shared>, capacity: Capacity) -> Result<Made, StoreErr
     }
     if records >= max_entries {
         // Live attempts and doubts stay: when nothing else is left, the new one goes over the limit.
-        made.evicted = query::evict(shared, &spaces, (max_entries / 5).max(1)).await?;
+        made.evicted = query::evict(shared, &spaces, (max_entries / 5).max(1)).await?.at_most();
         records = records.saturating_sub(made.evicted);
     }
     shared.room.set(records + 1);
@@ -173,14 +173,17 @@ pub(super) async fn mark(shared: &Arc<Shared>, space: &Arc<Space>, mark: Mark) -
     query::register(shared, space).await?;
     let (bucket, record) = shared.place(space, &mark.key)?;
     let odd = |m| shared.odd(m);
-    let mut _room = Made::default();
+    let mut room = Made::default();
     if let Some(capacity) = mark.capacity {
         let answer = shared.driver.run(bucket, Op::mark(record.clone(), &mark, Insert::AskFirst)?).await?;
         if let Some(marked) = op::marked(space, &answer).map_err(odd)? {
             return Ok(marked);
         }
-        _room = make(shared, capacity).await?;
+        room = make(shared, capacity).await?;
     }
     let answer = shared.driver.run(bucket, Op::mark(record, &mark, Insert::Allowed)?).await?;
-    op::marked(space, &answer).map_err(odd)?.ok_or_else(|| odd(op::absent()))
+    Ok(match op::marked(space, &answer).map_err(odd)?.ok_or_else(|| odd(op::absent()))? {
+        Marked::Recorded { record, .. } => Marked::Recorded { record, expired: room.expired, evicted: room.evicted },
+        exists => exists,
+    })
 }

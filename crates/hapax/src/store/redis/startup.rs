@@ -49,46 +49,76 @@ pub(super) async fn look(shared: &Arc<Shared>) -> Result<(), StoreError> {
 /// Who comes first writes it down. Written by a single server and moved to a cluster, or the other way, it stays as it is.
 async fn layout(shared: &Arc<Shared>, deadline: Instant) -> Result<(), StoreError> {
     let topology = &shared.topology;
-    let key = format!("{}:{{layout}}", shared.prefix);
     let limit = deadline.saturating_duration_since(Instant::now());
-    let exec = async |words: &[&str]| {
-        let make = |_| {
-            let mut cmd = redis::cmd(words.first().copied().unwrap_or("PING"));
-            for word in words.iter().skip(1) {
-                cmd.arg(*word);
-            }
-            cmd
-        };
-        let request = Request { slot: slot(b"layout"), is_write: false, resend: Resend::Safe, make: &make };
-        topology.exec_within(&request, limit).await
-    };
-    let mut found = exec(&["GET", &key]).await?;
-    if found == Value::Nil {
+    let mut found = found_layout(shared, limit).await?;
+    if found.is_empty() {
         let (old, old_slot) = query::registry(shared);
-        let make = |_| {
-            let mut cmd = redis::cmd("EXISTS");
-            cmd.arg(&old);
-            cmd
-        };
-        let request = Request { slot: old_slot, is_write: false, resend: Resend::Safe, make: &make };
-        if topology.exec_within(&request, limit).await? == Value::Int(1) {
+        if exec(shared, old_slot, limit, &["EXISTS", &old]).await? == Value::Int(1) {
             return Err(old_layout(shared, "1"));
         }
         let buckets = if matches!(topology.options().mode, Mode::Cluster(_)) { CLUSTER_BUCKETS } else { 1 };
-        exec(&["SET", &key, &format!("{LAYOUT} {buckets}"), "NX"]).await?;
-        found = exec(&["GET", &key]).await?;
+        found = write_layout(shared, limit, buckets).await?;
     }
-    let text = match &found {
-        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        _ => String::new(),
+    adopt(shared, found)
+}
+
+/// What is under the prefix is not as it was found: all was flushed, and perhaps another has written since. Records of
+/// before are gone, those of after lie where the layout of now says, and namespaces are to be written down anew.
+pub(super) async fn look_again(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    let limit = shared.topology.command_timeout();
+    let mut found = found_layout(shared, limit).await?;
+    if found.is_empty() {
+        // As it was here, so that what has been begun since stays where it is.
+        found = write_layout(shared, limit, shared.buckets.load(Ordering::Acquire)).await?;
+    }
+    adopt(shared, found)?;
+    shared.spaces.write().clear();
+    tracing::warn!(
+        store = %shared.topology.location,
+        prefix = shared.prefix,
+        "everything under the prefix was removed (FLUSHALL?): what was recorded before may run again"
+    );
+    Ok(())
+}
+
+pub(super) fn layout_key(shared: &Shared) -> String {
+    format!("{}:{{layout}}", shared.prefix)
+}
+
+async fn exec(shared: &Shared, slot: u16, limit: Duration, words: &[&str]) -> Result<Value, StoreError> {
+    let make = |_| {
+        let mut cmd = redis::cmd(words.first().copied().unwrap_or("PING"));
+        for word in words.iter().skip(1) {
+            cmd.arg(*word);
+        }
+        cmd
     };
-    let buckets = text
+    let request = Request { slot, is_write: false, resend: Resend::Safe, make: &make };
+    shared.topology.exec_within(&request, limit).await
+}
+
+/// The layout that is written down; empty if none is.
+pub(super) async fn found_layout(shared: &Shared, limit: Duration) -> Result<String, StoreError> {
+    let found = exec(shared, slot(b"layout"), limit, &["GET", &layout_key(shared)]).await?;
+    Ok(query::text(&found))
+}
+
+/// Writes a layout down unless another was quicker; the one that counts.
+async fn write_layout(shared: &Shared, limit: Duration, buckets: usize) -> Result<String, StoreError> {
+    let layout = format!("{LAYOUT} {buckets}");
+    exec(shared, slot(b"layout"), limit, &["SET", &layout_key(shared), &layout, "NX"]).await?;
+    found_layout(shared, limit).await
+}
+
+fn adopt(shared: &Shared, layout: String) -> Result<(), StoreError> {
+    let buckets = layout
         .split_once(' ')
         .filter(|(version, _)| *version == LAYOUT)
         .and_then(|(_, buckets)| buckets.parse().ok())
         .filter(|buckets| (1..=MAX_BUCKETS).contains(buckets))
-        .ok_or_else(|| old_layout(shared, text.split(' ').next().unwrap_or_default()))?;
+        .ok_or_else(|| old_layout(shared, layout.split(' ').next().unwrap_or_default()))?;
     shared.buckets.store(buckets, Ordering::Release);
+    *shared.layout.lock() = layout;
     Ok(())
 }
 

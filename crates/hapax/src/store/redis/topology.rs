@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use redis::{AsyncConnectionConfig, Cmd, ProtocolVersion, Value};
 use tokio::time::Instant;
 
@@ -18,15 +18,13 @@ use super::node::{Dial, Node, Role, Trouble, pause};
 use super::op::Resend;
 use super::options::{Address, Mode, RedisOptions, address};
 use super::row::digits;
-use crate::Timestamp;
 use crate::store::StoreError;
+use crate::store::shared::{Asked, ServerClock};
 
 /// Between two looks at how the servers are set up.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The longest nap of a request between two tries; connecting has pauses of its own.
 const LONGEST_NAP: Duration = Duration::from_millis(250);
-/// How long a server's time is gone by before it is asked again.
-const TOLD_FOR: Duration = Duration::from_millis(250);
 /// How often one request follows a redirection.
 const MAX_REDIRECTIONS: usize = 8;
 
@@ -65,8 +63,7 @@ pub(super) struct Topology {
     looked: tokio::sync::Mutex<Option<Instant>>,
     /// Grows when another server takes over.
     changes: AtomicU64,
-    /// The last time that a server told with an answer, and when it was asked.
-    told: Mutex<Option<(i64, Instant)>>,
+    pub(super) clock: ServerClock,
 }
 
 impl Topology {
@@ -80,7 +77,7 @@ impl Topology {
             map: RwLock::default(),
             looked: tokio::sync::Mutex::new(None),
             changes: AtomicU64::new(0),
-            told: Mutex::new(None),
+            clock: ServerClock::default(),
             options,
         };
         if let Mode::Single(address) = &topology.options.mode {
@@ -120,21 +117,13 @@ impl Topology {
     }
 
     /// Takes the time from an answer that begins with it.
-    pub(super) fn learn(&self, answer: Option<&Value>, asked: Instant) {
+    pub(super) fn learn(&self, answer: Option<&Value>, asked: Asked) {
         if let Some(Value::BulkString(bytes)) = answer
             && let Some((b'X' | b'R', rest)) = bytes.split_first()
             && let Some(millis) = rest.get(..15).and_then(digits).and_then(|millis| i64::try_from(millis).ok())
         {
-            *self.told.lock() = Some((millis, asked));
+            self.clock.tell(millis, asked);
         }
-    }
-
-    /// The servers' time by what one has just told, rather late than early.
-    pub(super) fn time(&self) -> Option<Timestamp> {
-        let (millis, asked) = (*self.told.lock())?;
-        let since = asked.elapsed();
-        let passed = i64::try_from(since.as_millis()).ok()?;
-        (since < TOLD_FOR).then(|| Timestamp::from_millis(millis.saturating_add(passed)))
     }
 
     fn set(&self, ranges: Vec<(u32, Address)>) {

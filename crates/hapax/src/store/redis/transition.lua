@@ -2,8 +2,10 @@
 --
 -- KEYS: the bucket's index, its epoch, its log, its count of removals, then the record of each operation. All share one
 -- hash tag. ARGV: for each operation its letter with what is alike in most, then its arguments.
--- Answer: a string for each operation: a letter and what belongs to it (see `op.rs`), or `!` and an error; after them
--- the length of the log, when records were added to it.
+-- Answer: a string for each operation: a letter and what belongs to it (see `op.rs`), or `!` and an error, or `?`; after
+-- them the length of the log, when records were added to it.
+--
+-- `?`: it was sent before without an answer, and what it finds may be what came after its own first time: nobody knows.
 --
 -- A record is a string: a head of fixed width, then what never changes, the owner, and the body (the result,
 -- the error, or the reason of a doubt). Positions below are those of `row.rs`:
@@ -32,7 +34,7 @@ local begins, started, stamp, ends, expires15, expires, done
 -- All but the two common cases.
 local sizes
 local function make_slow()
-  sizes = { G = 1, H = 3, W = 2, S = 7, M = 6, R = 1, V = 2, P = 2, L = 2 }
+  sizes = { G = 1, H = 3, W = 2, S = 7, M = 7, R = 1, V = 3, P = 2, L = 2 }
   local index, removals = KEYS[1], KEYS[4]
   local function at(millis)
     return fmt('%015.0f', math.min(now15 + millis, MAX))
@@ -115,10 +117,10 @@ local function make_slow()
   return function(key, a)
     local code = sub(ARGV[a], 1, 1)
     if code == 'B' then
-      -- B, may insert, lease in 15 digits, take over; head of a new record; rest of it
+      -- B, may insert, whether it was sent before, lease in 15 digits, take over; head of a new record; rest of it
       local option, head, rest = ARGV[a], ARGV[a + 1], ARGV[a + 2]
       local attempt, insert = sub(head, 3, 34), sub(option, 2, 2) == '1'
-      local lease = at(sub(option, 3, 17))
+      local lease = at(sub(option, 4, 18))
       local state, value, expired = read(key)
       if state then
         local holder = sub(value, 3, 34)
@@ -126,7 +128,9 @@ local function make_slow()
           -- The same begin again: its first answer was lost on the way.
           return 'S' .. sub(value, 99, 113) .. sub(value, 114, 123)
         end
-        if state ~= 'D' or holder ~= sub(option, 18) then return 'X' .. now15 .. value end
+        -- Begun by the first time, and others may have seen the doubt: it cannot be brought back.
+        if state == 'D' and holder == attempt and sub(option, 3, 3) == '1' then return '?' end
+        if state ~= 'D' or holder ~= sub(option, 19) then return 'X' .. now15 .. value end
         local attempts = fmt('%010.0f', sub(value, 114, 123) + 1)
         local fixed = tonumber(sub(rest, 1, 8))
         call('SET', key, sub(head, 1, 35) .. sub(value, 36, 52) .. lease .. sub(value, 68, 98) .. now15 .. attempts
@@ -145,16 +149,18 @@ local function make_slow()
     if code == 'E' then
       -- E, state, whether it was sent before, time to live; head of the record as it was begun; new head; body
       local option = ARGV[a]
-      local kind, attempt = sub(option, 2, 2), sub(ARGV[a + 1], 3, 34)
+      local kind, sent, attempt = sub(option, 2, 2), sub(option, 3, 3) == '1', sub(ARGV[a + 1], 3, 34)
       local state, value = read(key)
-      if not state then
-        -- The first time may have freed the key.
-        if kind == 'R' and sub(option, 3, 3) == '1' then return 'D' .. now15 .. NEVER end
-        return 'L-'
+      if not state or sub(value, 3, 34) ~= attempt then
+        if not sent then return 'L' .. (state or '-') end
+        -- The key is free, as it was to be, whoever freed it.
+        if kind == 'R' and not state then return 'D' .. now15 .. NEVER end
+        return '?'
       end
-      if sub(value, 3, 34) ~= attempt then return 'L' .. state end
       if state == 'C' or state == 'F' then
         if kind == state then return 'D' .. sub(value, 68, 82) .. sub(value, 53, 67) end
+        -- A doubt may have been left first, and ended by this attempt's late answer.
+        if kind == 'D' and sent then return '?' end
         return 'L' .. state
       end
       if kind == 'R' then
@@ -206,14 +212,17 @@ local function make_slow()
 
     if code == 'S' then
       -- kind, by that attempt, new attempt, time to live, whether it was sent before, body
-      local kind, of, token = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3]
+      local kind, of, token, sent = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 5] == '1'
       local state, value = read(key)
       if not state then
-        if kind == 'N' and ARGV[a + 5] == '1' then return 'D' end
-        return 'N'
+        -- As it was to be, whoever settled it.
+        if kind == 'N' and sent then return 'D' end
+        return sent and '?' or 'N'
       end
       local holder = sub(value, 3, 34)
       if kind == 'H' and state == 'C' and holder == token then return 'R' .. now15 .. value end
+      -- While that attempt holds the key, the first time has changed nothing.
+      if sent and holder ~= of then return '?' end
       if state ~= 'D' or (of ~= '' and of ~= holder) then return 'X' .. now15 .. value end
       if kind == 'N' then
         call('DEL', key)
@@ -225,19 +234,20 @@ local function make_slow()
     end
 
     if code == 'M' then
-      -- attempt, time to live, may insert, rest of a new record, body
+      -- attempt, time to live, may insert, whether it was sent before, rest of a new record, body
       local attempt = ARGV[a + 1]
       local state, value, expired = read(key)
       if state == 'D' then
-        return 'R' .. now15 .. record(key, value, 'C', attempt, ARGV[a + 2], NONE, ARGV[a + 5])
+        return 'R' .. now15 .. record(key, value, 'C', attempt, ARGV[a + 2], NONE, ARGV[a + 6])
       elseif state then
         if state == 'C' and sub(value, 3, 34) == attempt then return 'R' .. now15 .. value end
+        if ARGV[a + 4] == '1' then return '?' end
         return 'X' .. now15 .. value
       end
       if ARGV[a + 3] ~= '1' then return 'N' end
       if expired then forget(key, expired, true) end
-      local new = '2C' .. attempt .. '00' .. NONE .. NEVER .. now15 .. us .. now15 .. '00000000000000000000000001' .. ARGV[a + 4]
-      new = record(key, new, 'C', attempt, ARGV[a + 2], NONE, ARGV[a + 5])
+      local new = '2C' .. attempt .. '00' .. NONE .. NEVER .. now15 .. us .. now15 .. '00000000000000000000000001' .. ARGV[a + 5]
+      new = record(key, new, 'C', attempt, ARGV[a + 2], NONE, ARGV[a + 6])
       fresh[#fresh + 1] = sub(key, -32)
       return 'R' .. now15 .. new
     end
@@ -253,10 +263,10 @@ local function make_slow()
     end
 
     if code == 'V' then
-      -- place in the order of age: only that very record goes
+      -- place in the order of age: only that very record goes; whether it was sent before
       local state, value, expired = read(key)
       value = value or expired
-      if not value or sub(value, 83, 98) ~= ARGV[a + 1] then return 'N' end
+      if not value or sub(value, 83, 98) ~= ARGV[a + 1] then return ARGV[a + 2] == '1' and 'U' or 'N' end
       if state == 'P' or state == 'D' then return 'K' end
       call('DEL', key)
       forget(key, value, expired)
@@ -292,7 +302,7 @@ for i = 5, #KEYS do
     size = 3
     if option ~= begins then
       begins = option
-      stamp = fmt('%015.0f', math.min(now15 + sub(option, 3, 17), MAX)) .. NEVER .. us .. now15 .. '00000000010000000000000001'
+      stamp = fmt('%015.0f', math.min(now15 + sub(option, 4, 18), MAX)) .. NEVER .. us .. now15 .. '00000000010000000000000001'
       started = sub(option, 2, 2) == '1' and 'S' .. now15 .. '0000000001'
     end
     if started and call('SET', key, ARGV[a + 1] .. stamp .. ARGV[a + 2], 'NX') then

@@ -2,19 +2,19 @@
 //!
 //! The epoch is polled while it is asked for: each bucket counts its removals in the same step that makes them. A waiter
 //! marks the record it waits for, and whatever ends that attempt publishes the record's key; one subscription of the
-//! store hears it. Messages get lost, so waiters look for themselves as well, and when the lease runs out.
+//! store hears it. Messages get lost, so waiters look for themselves as well, and when the lease runs out. What is made of
+//! what is seen is [`shared`](crate::store::shared)'s.
 //!
-//! Invariants: the epoch is vouched for only if the last poll *began* less than [`TRUST`] ago, and changes when another
-//! server, or the same one after a restart, may be answering; a waiter is registered before it looks.
+//! Invariant: the epoch changes when another server, or the same one after a restart, may be answering.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, PushKind, Value};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::error::Failure;
@@ -23,16 +23,11 @@ use super::op::{self, Op, Resend};
 use super::options::Mode;
 use super::row::{Bucket, Space};
 use super::topology::Request;
-use super::{Shared, query};
+use super::{Shared, query, startup};
 use crate::store::StoreError;
+use crate::store::shared::{EPOCH_EVERY, Trust, Waiters, coarse};
 use crate::{AttemptId, Key};
 
-/// How old the last poll may be for the epoch to be trusted, in milliseconds.
-const TRUST: i64 = 900;
-/// How often the epoch is polled while it is asked for.
-const POLL_EVERY: Duration = Duration::from_millis(250);
-/// How long after the last question it is still polled, in milliseconds.
-const WANTED: i64 = 10_000;
 /// The most namespaces that are polled; with more, nothing is vouched for.
 const MAX_POLLED: usize = 64;
 /// With so few, those of other processes are polled as well.
@@ -40,19 +35,15 @@ const MAX_FOREIGN: usize = 4;
 /// How often a waiter looks while the subscription stands, and while it does not.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_DEAF: Duration = Duration::from_millis(100);
-/// The most calls that wait at once; more are sent back to look for themselves.
-const WAITERS_LIMIT: usize = 65_536;
 /// How long the subscription may be silent before it is tried, and how long it stays without waiters.
 const SILENCE: Duration = Duration::from_secs(5);
 const UNUSED: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    epoch: AtomicU64,
-    /// When the last successful poll began; 0: never.
-    polled: AtomicI64,
-    /// When the epoch was last asked for.
-    wanted: AtomicI64,
+    trust: Trust,
+    /// By the names of records.
+    waiters: Waiters<String>,
     is_polling: AtomicBool,
     is_listening: AtomicBool,
     /// Whether the subscription stands.
@@ -60,35 +51,17 @@ pub(super) struct Watch {
     closed: AtomicBool,
     /// What the last poll found: the topology's generation, and the buckets' epochs by lane.
     seen: Mutex<(u64, HashMap<usize, String>)>,
-    waiting: AtomicUsize,
-    waiters: Mutex<HashMap<String, Vec<Arc<Notify>>>>,
-}
-
-/// Milliseconds of a cheap clock that nobody sets; never 0.
-pub(super) fn coarse() -> i64 {
-    #[cfg(target_os = "linux")]
-    let id = rustix::time::ClockId::MonotonicCoarse;
-    #[cfg(not(target_os = "linux"))]
-    let id = rustix::time::ClockId::Monotonic;
-    let t = rustix::time::clock_gettime(id);
-    t.tv_sec.saturating_mul(1000).saturating_add(t.tv_nsec / 1_000_000).saturating_add(1)
 }
 
 impl Watch {
     /// Something recorded has gone before its time, by this process.
     pub(super) fn raise(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-    }
-
-    fn wake(&self, record: &str) {
-        if let Some(list) = self.waiters.lock().get(record) {
-            list.iter().for_each(|n| n.notify_one());
-        }
+        self.trust.raise();
     }
 
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.waiters.lock().values().flatten().for_each(|n| n.notify_one());
+        self.waiters.wake_all();
     }
 
     fn is_closed(&self) -> bool {
@@ -99,17 +72,11 @@ impl Watch {
 /// The epoch, if it can be vouched for.
 #[inline]
 pub(super) fn epoch(shared: &Arc<Shared>) -> Option<u64> {
-    let watch = &shared.watch;
-    let now = coarse();
-    // Not on every call: the line would go from core to core.
-    if now - watch.wanted.load(Ordering::Relaxed) > 100 {
-        watch.wanted.store(now, Ordering::Relaxed);
-    }
-    if now - watch.polled.load(Ordering::Acquire) > TRUST {
+    let epoch = shared.watch.trust.epoch();
+    if epoch.is_none() {
         poke(shared);
-        return None;
     }
-    Some(watch.epoch.load(Ordering::Acquire))
+    epoch
 }
 
 #[cold]
@@ -130,14 +97,14 @@ async fn poll(shared: Weak<Shared>) {
             if watch.is_closed() {
                 return;
             }
-            if coarse() - watch.wanted.load(Ordering::Relaxed) > WANTED {
+            if !watch.trust.is_wanted() {
                 watch.is_polling.store(false, Ordering::Release);
                 return;
             }
             let began = coarse();
             match look(&shared).await {
                 Ok(Looked::All) => {
-                    watch.polled.store(began, Ordering::Release);
+                    watch.trust.confirm(began);
                     failed = false;
                 }
                 Ok(Looked::TooMany) => {}
@@ -148,7 +115,7 @@ async fn poll(shared: Weak<Shared>) {
                 }
             }
         }
-        tokio::time::sleep(POLL_EVERY).await;
+        tokio::time::sleep(EPOCH_EVERY).await;
     }
 }
 
@@ -174,8 +141,10 @@ async fn look(shared: &Arc<Shared>) -> Result<Looked, StoreError> {
         }
     }
     let mut differs = false;
+    let mut layout = None;
     for space in &spaces {
-        let epochs = epochs(shared, space).await?;
+        let (epochs, found) = epochs(shared, space, layout.is_none()).await?;
+        layout = layout.or(found);
         let mut seen = watch.seen.lock();
         for (lane, epoch) in epochs {
             // What was never seen counts as never raised.
@@ -184,74 +153,62 @@ async fn look(shared: &Arc<Shared>) -> Result<Looked, StoreError> {
         }
     }
     differs |= std::mem::replace(&mut watch.seen.lock().0, generation) != generation;
+    if layout.is_some_and(|found| found != *shared.layout.lock()) {
+        startup::look_again(shared).await?;
+        differs = true;
+    }
     if differs {
         watch.raise();
     }
     Ok(Looked::All)
 }
 
-/// The epochs of a namespace's buckets, by lane.
-async fn epochs(shared: &Arc<Shared>, space: &Arc<Space>) -> Result<Vec<(usize, String)>, StoreError> {
-    if matches!(shared.topology.options().mode, Mode::Cluster(_)) {
-        return query::each(shared, space.buckets.iter().cloned(), |shared, bucket| async move {
-            Ok(get(&shared, std::slice::from_ref(&bucket)).await?.pop().unwrap_or((bucket.lane, String::new())))
-        })
-        .await;
+/// A bucket's lane and its epoch.
+type Epoch = (usize, String);
+
+/// The epochs of a namespace's buckets, and the layout that is written down, if that is wanted: on one server in the same
+/// request, in a cluster beside them.
+async fn epochs(
+    shared: &Arc<Shared>,
+    space: &Arc<Space>,
+    wants_layout: bool,
+) -> Result<(Vec<Epoch>, Option<String>), StoreError> {
+    if !matches!(shared.topology.options().mode, Mode::Cluster(_)) {
+        return get(shared, &space.buckets, wants_layout.then(|| startup::layout_key(shared))).await;
     }
-    get(shared, &space.buckets).await
+    let epochs = query::each(shared, space.buckets.iter().cloned(), |shared, bucket| async move {
+        let (mut epochs, _) = get(&shared, std::slice::from_ref(&bucket), None).await?;
+        Ok(epochs.pop().unwrap_or((bucket.lane, String::new())))
+    });
+    if !wants_layout {
+        return Ok((epochs.await?, None));
+    }
+    let (epochs, layout) = tokio::join!(epochs, startup::found_layout(shared, shared.topology.command_timeout()));
+    Ok((epochs?, Some(layout?)))
 }
 
-/// The epochs of buckets that lie on one server.
-async fn get(shared: &Shared, buckets: &[Arc<Bucket>]) -> Result<Vec<(usize, String)>, StoreError> {
-    let Some(slot) = buckets.first().map(|b| b.slot) else { return Ok(Vec::new()) };
+/// The epochs of buckets that lie on one server, and what stands under another key there.
+async fn get(
+    shared: &Shared,
+    buckets: &[Arc<Bucket>],
+    other: Option<String>,
+) -> Result<(Vec<Epoch>, Option<String>), StoreError> {
+    let Some(slot) = buckets.first().map(|b| b.slot) else { return Ok((Vec::new(), None)) };
     let make = |_| {
         let mut cmd = redis::cmd("MGET");
         for bucket in buckets {
             cmd.arg(&bucket.epoch);
         }
+        cmd.arg(&other);
         cmd
     };
     let request = Request { slot, is_write: false, resend: Resend::Safe, make: &make };
     let Value::Array(found) = shared.topology.exec(&request).await? else {
         return Err(shared.odd("the server gave no epochs".into()));
     };
-    let texts = found.into_iter().map(|value| match value {
-        Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        _ => String::new(),
-    });
-    Ok(buckets.iter().map(|b| b.lane).zip(texts).collect())
-}
-
-/// Registered as long as it lives.
-struct Waiting<'a> {
-    watch: &'a Watch,
-    record: &'a str,
-    notify: Arc<Notify>,
-}
-
-impl<'a> Waiting<'a> {
-    fn register(watch: &'a Watch, record: &'a str) -> Option<Self> {
-        if watch.waiting.fetch_add(1, Ordering::SeqCst) >= WAITERS_LIMIT {
-            watch.waiting.fetch_sub(1, Ordering::SeqCst);
-            return None;
-        }
-        let notify = Arc::new(Notify::new());
-        watch.waiters.lock().entry(record.to_string()).or_default().push(notify.clone());
-        Some(Self { watch, record, notify })
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut waiters = self.watch.waiters.lock();
-        if let Some(list) = waiters.get_mut(self.record) {
-            list.retain(|n| !Arc::ptr_eq(n, &self.notify));
-            if list.is_empty() {
-                waiters.remove(self.record);
-            }
-        }
-        self.watch.waiting.fetch_sub(1, Ordering::SeqCst);
-    }
+    let mut texts: Vec<String> = found.iter().map(query::text).collect();
+    let other = if other.is_some() { texts.pop() } else { None };
+    Ok((buckets.iter().map(|b| b.lane).zip(texts).collect(), other))
 }
 
 /// Waits until the key may no longer be in progress by `attempt`.
@@ -265,7 +222,7 @@ pub(super) async fn changed(
     let watch = &shared.watch;
     let deadline = Instant::now() + at_most.min(Duration::from_secs(86_400));
     let (bucket, record) = shared.place(space, key)?;
-    let Some(waiting) = Waiting::register(watch, &record) else {
+    let Some(waiting) = watch.waiters.register(record.clone(), attempt) else {
         tokio::time::sleep(at_most.min(LOOK_DEAF)).await;
         return Ok(());
     };
@@ -279,7 +236,7 @@ pub(super) async fn changed(
             return Ok(());
         }
         let nap = left.min(look).min(lease + Duration::from_millis(1));
-        if tokio::time::timeout(nap, waiting.notify.notified()).await.is_ok() {
+        if tokio::time::timeout(nap, waiting.woken()).await.is_ok() {
             return Ok(());
         }
     }
@@ -350,7 +307,7 @@ async fn hear(shared: Arc<Shared>, weak: &Weak<Shared>) -> Heard {
         if shared.watch.is_closed() {
             return Heard::Enough;
         }
-        if shared.watch.waiting.load(Ordering::SeqCst) > 0 {
+        if shared.watch.waiters.any() {
             used = Instant::now();
         } else if used.elapsed() > UNUSED {
             return Heard::Enough;
@@ -358,9 +315,9 @@ async fn hear(shared: Arc<Shared>, weak: &Weak<Shared>) -> Heard {
         match push {
             Ok(Some(push)) if push.kind == PushKind::Message => {
                 if let Some(Value::BulkString(record)) = push.data.get(1)
-                    && let Ok(record) = std::str::from_utf8(record)
+                    && let Ok(record) = String::from_utf8(record.clone())
                 {
-                    shared.watch.wake(record);
+                    shared.watch.waiters.wake(&record);
                 }
             }
             Ok(Some(push)) if push.kind == PushKind::Disconnection => return Heard::Lost,

@@ -395,11 +395,12 @@ fn mark(batch: &mut Batch<'_>, op: &Mark, hash: &Hash, location: &str) -> Result
             return Ok(Marked::Exists(Box::new(row.record)));
         }
         batch.ended.push(*hash);
-        return record_by_hand(batch, row, &outcome, &op.result, op.attempt).map(Marked::Recorded);
+        return record_by_hand(batch, row, &outcome, &op.result, op.attempt).map(Marked::recorded);
     }
-    if let Some(capacity) = op.capacity {
-        room::make(batch, capacity, location)?;
-    }
+    let (expired, evicted) = match op.capacity {
+        Some(capacity) => room::make(batch, capacity, location)?,
+        None => (0, 0),
+    };
     let result = outcome.insert(batch)?;
     let signal_tag = op.signal_id.as_deref().filter(|s| !key_has_signal(&op.key, s)).map(|s| tag(&op.namespace, s));
     batch.conn.prepare_cached(INSERT)?.execute(params![
@@ -431,7 +432,8 @@ fn mark(batch: &mut Batch<'_>, op: &Mark, hash: &Hash, location: &str) -> Result
     batch.tally(namespace, COMPLETED, 1);
     batch.ended.push(*hash);
     let row = look(batch, &op.namespace, &op.key, hash, Expired::Read)?;
-    row.map(|row| Marked::Recorded(Box::new(row.record))).ok_or(Failed::Sql(rusqlite::Error::QueryReturnedNoRows))
+    row.map(|row| Marked::Recorded { record: Box::new(row.record), expired, evicted })
+        .ok_or(Failed::Sql(rusqlite::Error::QueryReturnedNoRows))
 }
 
 fn remove(batch: &mut Batch<'_>, namespace: &Arc<str>, key: &Key, hash: &Hash) -> Result<Removed, Failed> {

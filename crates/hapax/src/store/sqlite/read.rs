@@ -12,7 +12,7 @@ use super::batch::{millis, namespace_id};
 use super::error::Failed;
 use super::row::{Expired, Hash, Now, columns, find, read, signal_range, tag, to_i64, to_u64};
 use super::schema::{COMPLETED, FAILED};
-use crate::store::{Census, Counters, Filter, MAX_PAGE, Page, StoreError};
+use crate::store::{Census, Counters, Filter, MAX_PAGE, Order, Page, StoreError};
 use crate::{Key, Record, State, Timestamp};
 
 /// What a reader is asked for.
@@ -83,8 +83,12 @@ fn page(
     limit: usize,
     now: &mut Now,
 ) -> Result<Page, Failed> {
+    let (beyond, order, first) = match filter.order {
+        Order::OldestFirst => (">", "ASC", 0),
+        Order::NewestFirst => ("<", "DESC", i64::MAX),
+    };
     let after = match cursor {
-        None => 0,
+        None => first,
         Some(text) => to_i64(text.parse::<u64>().map_err(|_| StoreError::BadRequest {
             message: format!("{text:?} is no cursor: give the `next` of the page before, or none"),
         })?),
@@ -134,7 +138,7 @@ fn page(
         clause.and("r.expires_at IS NOT NULL AND r.expires_at <= ?", [until.into()]);
     }
     let sql = format!(
-        "SELECT {} FROM records r {index} LEFT JOIN results x ON x.id = r.result WHERE r.namespace = ? AND r.id > ?{} ORDER BY r.id",
+        "SELECT {} FROM records r {index} LEFT JOIN results x ON x.id = r.result WHERE r.namespace = ? AND r.id {beyond} ?{} ORDER BY r.id {order}",
         columns!(),
         clause.sql
     );

@@ -9,7 +9,7 @@ use super::steps::{ACTIONS, At, Attempt, How, KEYS, SIGNALS, SPACES, Step, TARGE
 use crate::store::conformance::handle::{key, owner};
 use crate::store::conformance::{Handle, Subject};
 use crate::store::{
-    Begin, Begun, Counters, End, Ended, Filter, Mark, Marked, Removed, Settled, Settlement, StoreError,
+    Begin, Begun, Counters, End, Ended, Filter, Mark, Marked, Order, Removed, Settled, Settlement, StoreError,
 };
 use crate::{AttemptId, Clock, Fingerprint, Json, Record, State, Ttl};
 
@@ -221,7 +221,7 @@ impl Game {
                 let wanted = self.reference.mark(&mark, now);
                 let answer = h.store.mark(mark).await;
                 match (&answer, &wanted) {
-                    (Ok(Marked::Recorded(record)), Marks::Recorded(seen))
+                    (Ok(Marked::Recorded { record, .. }), Marks::Recorded(seen))
                     | (Ok(Marked::Exists(record)), Marks::Exists(seen)) => self.same(record, seen),
                     (Err(StoreError::Capacity { .. }), Marks::Refused) => Ok(()),
                     _ => differ(answer, wanted),
@@ -271,7 +271,13 @@ impl Game {
                 equal(h.store.evict_oldest(h.space.clone(), *count).await.map_err(lost)?, wanted)?;
                 if wanted > 0 { raised(&h, epoch) } else { Ok(()) }
             }
-            Step::Query { at, filter, limit } => self.pages(&self.handle(*at), filter, *limit, now).await,
+            Step::Query { at, filter, limit } => {
+                let h = self.handle(*at);
+                for order in [Order::OldestFirst, Order::NewestFirst] {
+                    self.pages(&h, &Filter { order, ..filter.clone() }, *limit, now).await?;
+                }
+                Ok(())
+            }
             Step::Count { at, hits, presented } => {
                 let h = self.handle(*at);
                 self.reference.counters[at.space].hits += hits;

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::store::{Beat, Begin, Capacity, Counters, Filter, Mark, OnFull, Settlement};
+use crate::store::{Beat, Begin, Capacity, Counters, Filter, Mark, OnFull, Order, Settlement};
 use crate::{AttemptId, Json, Record, State, Timestamp, Ttl};
 
 #[derive(Clone, Debug)]
@@ -353,12 +353,12 @@ impl Reference {
                 && filter.state.is_none_or(|s| s == record.state)
                 && filter.expiring_within.is_none_or(|d| record.expires_at.is_some_and(|at| at <= now.wall.plus(d)))
         };
-        self.rows
-            .iter()
-            .filter(|row| row.record.namespace == space && !row.is_expired(now))
-            .map(|row| row.seen(now))
-            .filter(|seen| fits(&seen.record))
-            .collect()
+        let rows = self.rows.iter().filter(|row| row.record.namespace == space && !row.is_expired(now));
+        let mut list: Vec<Seen> = rows.map(|row| row.seen(now)).filter(|seen| fits(&seen.record)).collect();
+        if filter.order == Order::NewestFirst {
+            list.reverse();
+        }
+        list
     }
 
     pub(super) fn present(&mut self, space: &str, key: &str, count: u64, now: Now) {
