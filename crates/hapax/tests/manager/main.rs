@@ -4,6 +4,7 @@
 mod choices;
 mod faults;
 mod faulty;
+mod late;
 mod promises;
 mod told;
 
@@ -21,6 +22,7 @@ use serde_json::json;
 
 use choices::*;
 use faults::*;
+use late::*;
 use promises::*;
 
 fn action() -> Action {
@@ -129,6 +131,11 @@ on_every_store! {
     a_verifier_that_finds_its_store_failing_changes_nothing
     a_settlement_that_is_not_heard_says_that_nobody_knows_and_runs_nothing
     a_take_over_that_is_not_heard_leaves_the_doubt_it_found
+    an_attempt_that_a_heartbeat_finds_lapsed_still_completes_while_nobody_took_over
+    who_was_taken_over_gets_its_value_back_and_changes_nothing
+    results_that_are_too_large_leave_a_doubt_whoever_brings_them
+    who_would_join_with_other_params_is_refused_at_once
+    an_error_that_a_claim_remembers_is_replayed
     joiners_share_the_leaders_error_and_the_key_is_free_after
     joiners_of_a_cancelled_leader_see_the_doubt_and_run_nothing
     a_call_cancelled_at_any_point_leaves_no_second_run
