@@ -126,7 +126,7 @@ fn the_blocking_face_does_what_the_other_does() {
     assert!(matches!(call(2), Err(Error::InDoubt { .. })));
     hapax.settle(&key(2), Settlement::NotHappened).unwrap();
     assert!(!call(2).unwrap().is_replay());
-    assert!(matches!(hapax.mark_executed(&key(3), "by hand", None).unwrap(), Marked::Recorded(_)));
+    assert!(matches!(hapax.mark_executed(&key(3), "by hand", None).unwrap(), Marked::Recorded { .. }));
     assert!(hapax.check_executed(&key(3)).unwrap().is_some());
     assert_eq!(hapax.keys(Filter::default()).unwrap().len(), 3);
     assert_eq!(hapax.records(Filter::default(), None, 2).unwrap().records.len(), 2);
