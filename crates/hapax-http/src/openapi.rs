@@ -39,7 +39,7 @@ problems! {
         "401" "There is no known bearer token (`unauthorized`)",
         "403" "The token may not do this, or the request comes from a page that may not (`forbidden`)",
         "500" "The server is at fault (`internal`)",
-        "503" "Try again later (`store-unavailable`, `overloaded`, `shutting-down`)";
+        "503" "Try again later with the same key (`store-unavailable`, `overloaded`, `shutting-down`); after `answer-lost` it may have happened";
     /// What a call with a body may answer.
     Sent:
         "408" "The body took too long to arrive (`request-timeout`)",

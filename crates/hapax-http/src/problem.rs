@@ -60,6 +60,8 @@ pub enum Kind {
     StoreFull,
     /// The store does not answer.
     StoreUnavailable,
+    /// The store may have done what was asked, and its answer was lost.
+    AnswerLost,
     /// Too much is under way.
     Overloaded,
     /// The server is shutting down.
@@ -74,7 +76,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order of their status.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::BadRequest,
         Self::MissingKey,
         Self::InvalidKey,
@@ -95,6 +97,7 @@ impl Kind {
         Self::ParamsMismatch,
         Self::StoreFull,
         Self::StoreUnavailable,
+        Self::AnswerLost,
         Self::Overloaded,
         Self::ShuttingDown,
         Self::UpstreamUnreachable,
@@ -168,8 +171,8 @@ impl Kind {
                 ("params-mismatch", S::UNPROCESSABLE_ENTITY, "The key was used with other content", NewKey)
             }
             Self::StoreFull => ("store-full", S::INSUFFICIENT_STORAGE, "The store is full", RetryOrNewKey),
-            // A write whose answer was lost may have been made: stay with the key.
             Self::StoreUnavailable => ("store-unavailable", S::SERVICE_UNAVAILABLE, "The store does not answer", Retry),
+            Self::AnswerLost => ("answer-lost", S::SERVICE_UNAVAILABLE, "Nobody knows whether the store did it", Retry),
             Self::Overloaded => ("overloaded", S::SERVICE_UNAVAILABLE, "Too much is under way", RetryOrNewKey),
             Self::ShuttingDown => {
                 ("shutting-down", S::SERVICE_UNAVAILABLE, "The server is shutting down", RetryOrNewKey)
@@ -361,6 +364,7 @@ impl From<Error> for Problem {
                     StoreError::Capacity { .. } | StoreError::Full { .. } => Kind::StoreFull,
                     StoreError::Overloaded { .. } => Kind::Overloaded,
                     StoreError::Damaged { .. } => Kind::Internal,
+                    StoreError::AnswerLost { .. } => Kind::AnswerLost,
                     _ => Kind::StoreUnavailable,
                 },
                 detail,
@@ -386,7 +390,9 @@ mod tests {
 
     #[test]
     fn what_may_have_happened_never_advises_a_new_key() {
-        for kind in [Kind::InDoubt, Kind::InFlight, Kind::LostClaim, Kind::UpstreamLost, Kind::ResultTooLarge] {
+        for kind in
+            [Kind::InDoubt, Kind::InFlight, Kind::LostClaim, Kind::UpstreamLost, Kind::ResultTooLarge, Kind::AnswerLost]
+        {
             assert!(!kind.safe_to_use_new_key(), "{kind:?}");
         }
         assert!(!Kind::InDoubt.retryable());

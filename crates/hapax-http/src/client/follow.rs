@@ -114,7 +114,7 @@ async fn once(
     if parts.status != StatusCode::OK {
         let body = tokio::time::timeout(ANSWER, http_body_util::Limited::new(body, MAX_EVENT).collect()).await;
         let body = body.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        return Err(wire.refused(&Answer { status: parts.status, body, tries: 1 }).to_string());
+        return Err(wire.refused(&Answer { status: parts.status, body, unsure: false }).to_string());
     }
     *is_heard = true;
     let mut events = Events { body, read: Vec::new() };

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use crate::path::encode_key;
 use crate::proxy::client;
 pub use follow::Told;
-use wire::{Aborting, Answer, Wire};
+use wire::{Aborting, Answer, Resend, Wire};
 
 /// A store at a server.
 pub struct HttpStore {
@@ -98,6 +98,19 @@ impl HttpStore {
         body: Option<String>,
         wait: Duration,
     ) -> impl Future<Output = Result<Answer, StoreError>> + Send + use<> {
+        self.send(namespace, method, path, body, wait, Resend::Safe)
+    }
+
+    /// As [`ask`](Self::ask); a lost answer stays lost if it must not be sent again.
+    fn send(
+        &self,
+        namespace: &str,
+        method: Method,
+        path: String,
+        body: Option<String>,
+        wait: Duration,
+        resend: Resend,
+    ) -> impl Future<Output = Result<Answer, StoreError>> + Send + use<> {
         let wire = self.wire.clone();
         let location = wire.location.clone();
         let namespace = HeaderValue::from_str(namespace);
@@ -105,7 +118,7 @@ impl HttpStore {
         let task = runtime.map(|runtime| {
             runtime.spawn(async move {
                 let namespace = namespace.map_err(|e| StoreError::BadRequest { message: format!("namespace: {e}") })?;
-                wire.ask(&namespace, &method, &path, body.as_deref(), wait).await
+                wire.ask(&namespace, &method, &path, body.as_deref(), wait, resend).await
             })
         });
         async move {
@@ -154,7 +167,9 @@ impl HttpStore {
         body: Option<String>,
     ) -> StoreFuture<'_, u64> {
         Box::pin(async move {
-            let answer = self.ask(&namespace, method, path.to_string(), body, Duration::ZERO).await?;
+            // A second time would count what the first one left.
+            let path = path.to_string();
+            let answer = self.send(&namespace, method, path, body, Duration::ZERO, Resend::Never).await?;
             self.count_of(&answer)
         })
     }

@@ -17,7 +17,7 @@ use super::bodies::{
     BeginBody, Claimed, CompleteBody, EndedThere, MarkBody, PageThere, SettleBody, SettledThere, at_most, keep, millis,
     wire_text,
 };
-use super::wire::{TRIES, is_problem};
+use super::wire::{Resend, TRIES, is_problem};
 use crate::path::{encode, encode_key};
 
 /// The longest wait asked for in one request.
@@ -55,6 +55,10 @@ impl Store for HttpStore {
                     StatusCode::OK | StatusCode::ACCEPTED | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
                         // It may be gone again; then it is free.
                         let Some(record) = self.record(&begin.namespace, &begin.key).await? else { continue };
+                        if record.attempt_id == begin.attempt {
+                            // Begun by an earlier sending, and lapsed since.
+                            return Err(self.wire.not_its_own());
+                        }
                         if record.state != State::InDoubt || begin.take_over != Some(record.attempt_id) {
                             return Ok(Begun::Exists(record));
                         }
@@ -122,9 +126,8 @@ impl Store for HttpStore {
                 }
                 StatusCode::CONFLICT => match self.state(&namespace, &key).await? {
                     // A release leaves nothing: sent again after a lost answer, it finds nothing.
-                    None if is_release && answer.tries > 1 => {
-                        Ok(Ended::Done { at: self.now().await?, expires_at: None })
-                    }
+                    None if is_release && answer.unsure => Ok(Ended::Done { at: self.now().await?, expires_at: None }),
+                    _ if answer.unsure => Err(self.wire.not_its_own()),
                     state => Ok(Ended::Lost(state)),
                 },
                 _ => Err(self.wire.refused(&answer)),
@@ -146,12 +149,17 @@ impl Store for HttpStore {
             };
             let body = wire_text(&SettleBody { verdict, result, ttl, attempt_id: attempt })?;
             let path = format!("/v1/records/{}/settle", encode_key(&key));
-            let answer = self.ask(&namespace, Method::POST, path, Some(body), Duration::ZERO).await?;
+            // By its key alone, a second time could settle the next doubt.
+            let resend = if attempt.is_some() { Resend::Safe } else { Resend::Never };
+            let answer = self.send(&namespace, Method::POST, path, Some(body), Duration::ZERO, resend).await?;
             match answer.status {
                 StatusCode::OK => {
                     let settled: SettledThere = self.wire.read(&answer)?;
                     Ok(Settled::Done(settled.record))
                 }
+                // What was to be free is free.
+                StatusCode::NOT_FOUND if answer.unsure && verdict == "not_happened" => Ok(Settled::Done(None)),
+                StatusCode::NOT_FOUND | StatusCode::CONFLICT if answer.unsure => Err(self.wire.not_its_own()),
                 StatusCode::NOT_FOUND | StatusCode::CONFLICT => {
                     Ok(Settled::NotInDoubt(self.record(&namespace, &key).await?))
                 }
@@ -170,6 +178,7 @@ impl Store for HttpStore {
                     // What went for it, the server counts.
                     Ok(Marked::Recorded { record: self.wire.read(&answer)?, expired: 0, evicted: 0 })
                 }
+                StatusCode::OK | StatusCode::CONFLICT if answer.unsure => Err(self.wire.not_its_own()),
                 StatusCode::OK => Ok(Marked::Exists(self.wire.read(&answer)?)),
                 StatusCode::CONFLICT => match self.record(&mark.namespace, &mark.key).await? {
                     Some(record) => Ok(Marked::Exists(record)),
@@ -187,10 +196,10 @@ impl Store for HttpStore {
     fn remove(&self, namespace: Arc<str>, key: Key) -> StoreFuture<'_, Removed> {
         Box::pin(async move {
             let path = format!("/v1/records/{}", encode_key(&key));
-            let answer = self.ask(&namespace, Method::DELETE, path, None, Duration::ZERO).await?;
+            // A second time could take what was recorded in between.
+            let answer = self.send(&namespace, Method::DELETE, path, None, Duration::ZERO, Resend::Never).await?;
             match answer.status {
                 StatusCode::NO_CONTENT => Ok(Removed::Removed),
-                StatusCode::NOT_FOUND if answer.tries > 1 => Ok(Removed::Removed),
                 StatusCode::NOT_FOUND => Ok(Removed::Absent),
                 StatusCode::CONFLICT => Ok(match self.record(&namespace, &key).await? {
                     Some(record) => Removed::Kept(record),

@@ -20,6 +20,16 @@ const MAX_ANSWER: usize = 256 << 20;
 const LIMIT: Duration = Duration::from_secs(30);
 /// How often a request is sent whose answer is lost, or that the server was too busy for.
 pub(super) const TRIES: u32 = 3;
+
+/// Whether a request may be sent again when nobody knows whether it was carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resend {
+    /// It is known by its attempt, or does the same thing twice.
+    Safe,
+    /// A second time could do more than the first.
+    Never,
+}
+
 /// A server, and how to ask it.
 pub(super) struct Wire {
     pub(super) location: String,
@@ -31,8 +41,33 @@ pub(super) struct Wire {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) body: Bytes,
-    /// How often it was asked for.
-    pub(super) tries: u32,
+    /// It may have been carried out by a sending whose answer was lost, or by one that the server is not sure of.
+    pub(super) unsure: bool,
+}
+
+/// What an answer says of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Answered,
+    /// It was not carried out, and may be later.
+    NotYet,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Fate {
+    fn of(method: &Method, status: StatusCode, body: &[u8]) -> Self {
+        if !status.is_server_error() || status == StatusCode::INSUFFICIENT_STORAGE {
+            return Self::Answered;
+        }
+        let is_ours = |name| is_problem_text(body, name);
+        match status {
+            _ if method == Method::GET && status != StatusCode::SERVICE_UNAVAILABLE => Self::Answered,
+            _ if method == Method::GET => Self::NotYet,
+            StatusCode::SERVICE_UNAVAILABLE if is_ours("store-unavailable") || is_ours("overloaded") => Self::NotYet,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 impl Wire {
@@ -43,27 +78,38 @@ impl Wire {
         path: &str,
         body: Option<&str>,
         wait: Duration,
+        resend: Resend,
     ) -> Result<Answer, StoreError> {
-        let mut tries = 1;
+        let (mut tries, mut unsure) = (1, false);
         loop {
             let asked = tokio::time::timeout(LIMIT + wait, self.once(namespace, method, path, body)).await;
-            let error = match asked {
-                Ok(Ok((status, body))) if status != StatusCode::SERVICE_UNAVAILABLE || tries >= TRIES => {
-                    return Ok(Answer { status, body, tries });
-                }
-                Ok(Ok(_)) => None,
-                Ok(Err(error)) => Some(error),
-                Err(_) => Some(StoreError::AnswerLost {
-                    store: self.location.clone(),
-                    message: format!("the server took longer than {:?}", LIMIT + wait),
-                }),
+            let asked = asked.unwrap_or_else(|_| Err(self.lost(format!("no answer within {:?}", LIMIT + wait))));
+            unsure |= match &asked {
+                Ok((status, body)) => Fate::of(method, *status, body) == Fate::Unknown,
+                Err(error) => matches!(error, StoreError::AnswerLost { .. }),
             };
-            if let (Some(error), true) = (error, tries >= TRIES) {
-                return Err(error);
+            let is_last = tries >= TRIES || (unsure && resend == Resend::Never);
+            match asked {
+                Ok((status, body)) if is_last || Fate::of(method, status, &body) == Fate::Answered => {
+                    return Ok(Answer { status, body, unsure });
+                }
+                Err(StoreError::Unavailable { message, .. }) if is_last && unsure => return Err(self.lost(message)),
+                Err(error) if is_last => return Err(error),
+                _ => {}
             }
             tokio::time::sleep(Duration::from_millis(100) * tries).await;
             tries += 1;
         }
+    }
+
+    /// Nobody knows whether a request was carried out.
+    pub(super) fn lost(&self, message: String) -> StoreError {
+        StoreError::AnswerLost { store: self.location.clone(), message }
+    }
+
+    /// A request that was sent before and finds nothing of its own: by its first sending, or for another reason.
+    pub(super) fn not_its_own(&self) -> StoreError {
+        self.lost("sent again after its answer was lost, it found nothing of its own: look at the record".into())
     }
 
     async fn once(
@@ -74,7 +120,7 @@ impl Wire {
         body: Option<&str>,
     ) -> Result<(StatusCode, Bytes), StoreError> {
         let request = self.request(namespace, method, path, body)?;
-        let lost = |message: String| StoreError::AnswerLost { store: self.location.clone(), message };
+        let lost = |message: String| self.lost(message);
         let response = self.client.request(request).await.map_err(|e| match e.is_connect() {
             true => StoreError::Unavailable {
                 store: self.location.clone(),
@@ -121,6 +167,9 @@ impl Wire {
         let document: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         let text = |name: &str| document.get(name).and_then(Value::as_str).unwrap_or_default().to_string();
         let (store, message) = (self.location.clone(), text("detail"));
+        if answer.unsure {
+            return self.lost(format!("it answered {} {message}", answer.status));
+        }
         match answer.status {
             StatusCode::SERVICE_UNAVAILABLE => StoreError::Unavailable { store, message },
             StatusCode::UNAUTHORIZED => {
@@ -140,7 +189,11 @@ impl Wire {
 }
 
 pub(super) fn is_problem(answer: &Answer, name: &str) -> bool {
-    let document: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    is_problem_text(&answer.body, name)
+}
+
+fn is_problem_text(body: &[u8], name: &str) -> bool {
+    let document: Value = serde_json::from_slice(body).unwrap_or_default();
     document.get("type").and_then(Value::as_str).is_some_and(|t| t.strip_prefix("urn:hapax:problem:") == Some(name))
 }
 
