@@ -1,4 +1,4 @@
-//! `cargo xtask test · bench · storm · model`: the project's own commands.
+//! `cargo xtask test · bench · storm · model · fuzz · proof`: the project's own commands.
 //!
 //! Each is a list of cargo calls, printed as they are made. The first that
 //! fails ends the run with its exit code. Nothing here depends on another
@@ -7,6 +7,7 @@
 
 mod fuzz;
 mod postgres;
+mod proof;
 mod schemathesis;
 mod tally;
 
@@ -31,6 +32,8 @@ The project's own commands:
                               --merge what that found into their corpora (installs cargo-fuzz)
   cargo xtask fuzz-http       ask a server for all that its OpenAPI document says, and more, at length;
                               the tests do it in short, unless HAPAX_SKIP_SCHEMATHESIS is set
+  cargo xtask proof           all of model, storm (every store), fuzz and fuzz-http at length, in some hours:
+                              --minutes N for each storm (30)
 
 `cargo xtask bench --help` (or storm, model) lists what these take.";
 
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Some("storm") => tool(&mut cargo(), "hapax-storm", rest),
         Some("model") => tool(&mut cargo(), "hapax-model", rest),
         Some("fuzz") => fuzz::fuzz(&rest),
+        Some("proof") => proof::proof(&rest),
         Some("fuzz-http") => schemathesis::run(rest, &[]),
         Some(other) => usage(&format!("no command {other:?}")),
     }
@@ -91,10 +95,7 @@ const TEST: [Step; 4] = [
 
 fn test() -> ExitCode {
     let began = Instant::now();
-    if let Err(code) = components().and_then(|()| servers()) {
-        return code;
-    }
-    if let Err(code) = postgres::install() {
+    if let Err(code) = components().and_then(|()| install()) {
         return code;
     }
     let (mut tally, mut code) = (None, 0);
@@ -128,6 +129,11 @@ fn test() -> ExitCode {
         println!("{tally}");
     }
     ExitCode::from(code)
+}
+
+/// Sees to it that the servers are there which tests and storms start.
+fn install() -> Result<(), ExitCode> {
+    servers().and_then(|()| postgres::install())
 }
 
 /// Builds a tool of the workspace in release and hands it the arguments.
