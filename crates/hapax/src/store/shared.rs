@@ -19,6 +19,8 @@ use tokio::sync::Notify;
 
 use crate::AttemptId;
 #[cfg(any(feature = "postgres", feature = "redis"))]
+use crate::store::StoreError;
+#[cfg(any(feature = "postgres", feature = "redis"))]
 use crate::{Clock, SystemClock, Timestamp};
 
 /// How old the last poll may be for the epoch to be trusted, in milliseconds.
@@ -244,5 +246,16 @@ mod tests {
         assert_eq!(clock.time_at(5), Some(Timestamp::from_millis(1_000_000)));
         assert_eq!(clock.time_at(254), Some(Timestamp::from_millis(1_000_249)));
         assert_eq!(clock.time_at(255), None);
+    }
+}
+
+/// Of a write that was sent again and finds nothing of its own.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(super) fn passed_by(location: &str) -> StoreError {
+    StoreError::AnswerLost {
+        store: location.to_string(),
+        message: "the connection broke before the first answer, and by now another has the key or nobody; \
+            read the record to see what counts"
+            .into(),
     }
 }

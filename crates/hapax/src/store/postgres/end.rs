@@ -17,11 +17,11 @@ use uuid::Uuid;
 
 use super::Shared;
 use super::columns::{Column, arrays, firsts};
-use super::error::{Failed, passed_by};
+use super::error::Failed;
 use super::queue::EndJob;
 use super::row::{COMPLETED, FAILED, IN_DOUBT, Row, millis, read, text_in, ttl_millis, uuid};
 use super::session::Session;
-use crate::store::shared::Asked;
+use crate::store::shared::{Asked, passed_by};
 use crate::store::{End, Ended, StoreError};
 use crate::{State, Timestamp};
 

@@ -177,14 +177,3 @@ pub(super) fn answer_lost(location: &str, why: &StoreError) -> StoreError {
     };
     StoreError::AnswerLost { store: location.to_string(), message }
 }
-
-/// Of a write that was sent again and finds nothing of its own.
-pub(super) fn passed_by(location: &str) -> StoreError {
-    StoreError::AnswerLost {
-        store: location.to_string(),
-        message:
-            "the connection broke before the first answer, and by now another has the key or nobody; read the record \
-            to see what counts"
-                .into(),
-    }
-}

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use uuid::Uuid;
 
-use super::error::{Failed, Meaning, answer_lost, meaning, passed_by, store_error, timed_out};
+use super::error::{Failed, Meaning, answer_lost, meaning, store_error, timed_out};
 use super::room::{self, Made, in_chunks};
 use super::row::{Row, hash_of, millis, read, same_key, space_tag, tag, text_in, to_i64, to_u64, ttl_millis, uuid};
 use super::session::{Link, Session};
 use super::{Shared, look};
-use crate::store::shared::Asked;
+use crate::store::shared::{Asked, passed_by};
 use crate::store::{Beat, Census, Counters, Filter, Mark, Marked, Page, Removed, Settled, Settlement, StoreError};
 use crate::{AttemptId, Key, Record, State, Timestamp};
 

@@ -24,7 +24,7 @@ use super::row::Bucket;
 use super::script::TRANSITION;
 use super::topology::{How, Request, Topology};
 use crate::store::StoreError;
-use crate::store::shared::Asked;
+use crate::store::shared::{Asked, passed_by};
 
 /// The most operations that wait or are under way.
 pub(super) const QUEUE_LIMIT: usize = 65_536;
@@ -310,7 +310,7 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
                     Value::BulkString(bytes) if bytes.first() == Some(&b'!') => {
                         Err(refused(&topology.location, &bytes))
                     }
-                    Value::BulkString(bytes) if bytes == b"?" => Err(unknown(&topology.location)),
+                    Value::BulkString(bytes) if bytes == b"?" => Err(passed_by(&topology.location)),
                     Value::BulkString(bytes) => Ok(bytes),
                     other => Err(odd(format!("the server gave an answer that hapax does not know ({other:.40?})"))),
                 };
@@ -327,12 +327,6 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
         fold::keep_up(&topology, &bucket, length).await;
     }
     lane
-}
-
-/// What was asked again finds nothing of its own.
-fn unknown(store: &str) -> StoreError {
-    let message = "the connection broke before the first answer, and by now another has the key or nobody;         read the record to see what counts";
-    StoreError::AnswerLost { store: store.into(), message: message.into() }
 }
 
 /// What the script says of one operation that failed.
