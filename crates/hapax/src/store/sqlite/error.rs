@@ -98,8 +98,12 @@ fn is_foreign(error: &rusqlite::Error) -> bool {
 /// The error of an operation whose commit failed: only a full disk or a lock
 /// is sure to have undone it.
 pub(super) fn commit_error(location: &str, error: &rusqlite::Error) -> StoreError {
-    match code(error) {
-        Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => store_error(location, error),
-        _ => StoreError::AnswerLost { store: location.to_string(), message: error.to_string() },
+    match store_error(location, error) {
+        undone @ (StoreError::Full { .. } | StoreError::Busy { .. }) => undone,
+        // What helps is the same as when it is sure that nothing was written.
+        StoreError::Damaged { store, message } | StoreError::Unavailable { store, message } => {
+            StoreError::AnswerLost { store, message }
+        }
+        other => StoreError::AnswerLost { store: location.to_string(), message: other.to_string() },
     }
 }
