@@ -32,8 +32,6 @@ use crate::stall::Stall;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Requests at a time on one HTTP/2 connection.
 const STREAMS: u32 = 256;
-/// Header fields of one request.
-const MAX_FIELDS: usize = 128;
 
 /// Where a TLS configuration is looked up for each connection, so that a reload counts for the next one.
 pub(crate) type Tls = Arc<parking_lot::RwLock<Option<TlsAcceptor>>>;
@@ -157,12 +155,12 @@ async fn handshake(tls: TlsAcceptor, stream: TcpStream) -> io::Result<tokio_rust
 
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    // hyper's own limit of 100 header fields stays: for any other it allocates twice a request.
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_time.0)
         .max_buf_size(limits.header_bytes)
-        .max_headers(MAX_FIELDS)
         .half_close(false);
     builder
         .http2()

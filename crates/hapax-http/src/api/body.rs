@@ -2,6 +2,9 @@
 //! request names.
 
 use std::borrow::Cow;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::extract::{FromRef, FromRequest, Request};
@@ -45,8 +48,14 @@ where
     B: http_body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let read = Limited::new(body, limit).collect();
-    match tokio::time::timeout(time, read).await {
+    let mut read = pin!(Limited::new(body, limit).collect());
+    // Most bodies are there with their heads, and need no timer.
+    let first = poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx))).await;
+    let read = match first {
+        Poll::Ready(read) => Ok(read),
+        Poll::Pending => tokio::time::timeout(time, read).await,
+    };
+    match read {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::new(
             Kind::BodyTooLarge,
@@ -136,6 +145,9 @@ pub(crate) fn action_of(
 
 /// Whether a content type is JSON.
 pub(crate) fn is_json(content_type: &str) -> bool {
+    if content_type == "application/json" {
+        return true;
+    }
     let essence: Cow<'_, str> = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase().into();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }

@@ -72,6 +72,8 @@ pub(super) fn store_error(location: &str, error: &rusqlite::Error) -> StoreError
             message: format!("the file or its directory cannot be written ({said}); check who may write there"),
         },
         None if is_foreign(error) => damaged(store, &said),
+        // The statements are always the same: if one is wrong, the file's schema is.
+        _ if is_generic(error) => damaged(store, &said),
         _ => StoreError::Unavailable { store, message: said },
     }
 }
@@ -80,6 +82,11 @@ fn damaged(store: String, said: &str) -> StoreError {
     let message =
         format!("the file is damaged ({said}); keep a copy, try `sqlite3 FILE .recover`, and open the recovered file");
     StoreError::Damaged { store, message }
+}
+
+/// `SQLITE_ERROR`: an unsupported file format, no such table, and the like.
+fn is_generic(error: &rusqlite::Error) -> bool {
+    matches!(error, rusqlite::Error::SqliteFailure(e, _) if e.extended_code == rusqlite::ffi::SQLITE_ERROR)
 }
 
 /// Whether SQLite found its pages in order, and in them what this store never writes: a row that is always there is
