@@ -79,6 +79,7 @@ struct Tally {
     polls: u64,
     drops: u64,
     panics: u64,
+    turned_away: u64,
     values: u64,
 }
 
@@ -91,7 +92,14 @@ enum Doubt {
     Verify,
 }
 
-fn schedule(seed: u64, doubt: Doubt, losses: u32, timers: &tokio::runtime::Runtime, tally: &mut Tally) {
+/// Whether the manager is shut down at some time in the schedule.
+#[derive(Clone, Copy, PartialEq)]
+enum Close {
+    AtTheEnd,
+    Among,
+}
+
+fn schedule(seed: u64, doubt: Doubt, losses: u32, close: Close, timers: &tokio::runtime::Runtime, tally: &mut Tally) {
     let mut rng = StdRng::seed_from_u64(seed);
     let ledger: Ledger = Arc::new(Mutex::new(vec![Vec::new(); KEYS]));
     let store = Arc::new(Slow::new(Arc::new(MemoryStore::new()), seed, losses));
@@ -129,6 +137,19 @@ fn schedule(seed: u64, doubt: Doubt, losses: u32, timers: &tokio::runtime::Runti
             (n, Arc::new(Woken(AtomicBool::new(true))), call)
         })
         .collect();
+    // What a shutdown saw when it was done: how many places were taken, and how many effects there were.
+    let shut: Arc<Mutex<Option<(usize, usize)>>> = Arc::default();
+    if close == Close::Among {
+        let (hapax, ledger, shut, pause) = (hapax.clone(), ledger.clone(), shut.clone(), rng.random_range(0..60));
+        let call: Call = Box::pin(async move {
+            Pause(pause).await;
+            let done = hapax.shutdown(Duration::from_secs(600)).await?;
+            let effects = ledger.lock().unwrap().iter().map(Vec::len).sum();
+            *shut.lock().unwrap() = Some((done.unfinished, effects));
+            Err(Error::ShuttingDown)
+        });
+        calls.push((0, Arc::new(Woken(AtomicBool::new(true))), call));
+    }
 
     let mut told: Vec<Option<u64>> = vec![None; KEYS];
     let began = Instant::now();
@@ -161,7 +182,8 @@ fn schedule(seed: u64, doubt: Doubt, losses: u32, timers: &tokio::runtime::Runti
                 let fine = matches!(
                     error,
                     Error::InDoubt { .. } | Error::Action { .. } | Error::Store(_) | Error::NotRecorded { .. }
-                );
+                ) || (close == Close::Among && matches!(error, Error::ShuttingDown));
+                tally.turned_away += u64::from(matches!(error, Error::ShuttingDown));
                 assert!(fine, "seed {seed}: {error:?}");
             }
             Err(_) => tally.panics += 1,
@@ -169,6 +191,11 @@ fn schedule(seed: u64, doubt: Doubt, losses: u32, timers: &tokio::runtime::Runti
         drop(calls.swap_remove(at));
     }
 
+    if let Some((unfinished, effects)) = *shut.lock().unwrap() {
+        assert_eq!(unfinished, 0, "seed {seed}: the shutdown did not wait");
+        let at_the_end: usize = ledger.lock().unwrap().iter().map(Vec::len).sum();
+        assert_eq!(effects, at_the_end, "seed {seed}: an effect came after the shutdown was done");
+    }
     timers.block_on(async {
         // The places come back, and so shutdown ends at once.
         let shutdown = hapax.shutdown(Duration::from_secs(10)).await.unwrap();
@@ -197,28 +224,33 @@ fn schedule(seed: u64, doubt: Doubt, losses: u32, timers: &tokio::runtime::Runti
     });
 }
 
-fn schedules(seeds: std::ops::Range<u64>, doubt: Doubt, losses: u32) {
+fn schedules(seeds: std::ops::Range<u64>, doubt: Doubt, losses: u32, close: Close) {
     let timers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
     let (began, count, mut tally) = (Instant::now(), seeds.end - seeds.start, Tally::default());
     for seed in seeds {
-        schedule(seed, doubt, losses, &timers, &mut tally);
+        schedule(seed, doubt, losses, close, &timers, &mut tally);
     }
     println!("{count} schedules: {tally:?}, {:.1} s", began.elapsed().as_secs_f64());
 }
 
 #[test]
 fn under_every_schedule_all_callers_are_answered_and_the_effect_happens_once() {
-    schedules(0..1_500, Doubt::Refuse, 0);
+    schedules(0..1_500, Doubt::Refuse, 0, Close::AtTheEnd);
 }
 
 #[test]
 fn under_every_schedule_a_verifier_keeps_it_to_one_effect() {
-    schedules(10_000..11_500, Doubt::Verify, 0);
+    schedules(10_000..11_500, Doubt::Verify, 0, Close::AtTheEnd);
 }
 
 #[test]
 fn under_every_schedule_lost_requests_and_answers_make_no_second_effect() {
-    schedules(20_000..20_500, Doubt::Verify, 4);
+    schedules(20_000..20_500, Doubt::Verify, 4, Close::AtTheEnd);
+}
+
+#[test]
+fn under_every_schedule_a_shutdown_waits_for_what_runs_and_lets_nothing_begin() {
+    schedules(30_000..31_500, Doubt::Verify, 0, Close::Among);
 }
 
 #[tokio::test]
