@@ -72,7 +72,8 @@ pub(super) fn store_error(location: &str, error: &rusqlite::Error) -> StoreError
             message: format!("the file or its directory cannot be written ({said}); check who may write there"),
         },
         None if is_foreign(error) => damaged(store, &said),
-        // The statements are always the same: if one is wrong, the file's schema is.
+        // The statements are always the same, and keep to the schema: what is wrong is in the file.
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch) => damaged(store, &said),
         _ if is_generic(error) => damaged(store, &said),
         _ => StoreError::Unavailable { store, message: said },
     }
