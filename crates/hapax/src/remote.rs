@@ -259,9 +259,7 @@ impl Hapax {
             capacity: self.inner.capacity(&config),
         };
         match self.marked(mark).await? {
-            Marked::Exists(record) if call.attempt == Some(record.attempt_id) => {
-                Ok(Marked::Recorded { record, expired: 0, evicted: 0 })
-            }
+            Marked::Exists(record) if call.attempt == Some(record.attempt_id) => Ok(Marked::recorded(record)),
             marked => Ok(marked),
         }
     }

@@ -176,7 +176,7 @@ impl Store for HttpStore {
             match answer.status {
                 StatusCode::CREATED => {
                     // What went for it, the server counts.
-                    Ok(Marked::Recorded { record: self.wire.read(&answer)?, expired: 0, evicted: 0 })
+                    Ok(Marked::recorded(self.wire.read(&answer)?))
                 }
                 StatusCode::OK | StatusCode::CONFLICT if answer.unsure => Err(self.wire.not_its_own()),
                 StatusCode::OK => Ok(Marked::Exists(self.wire.read(&answer)?)),

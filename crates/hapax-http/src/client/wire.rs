@@ -60,13 +60,15 @@ impl Fate {
         if !status.is_server_error() || status == StatusCode::INSUFFICIENT_STORAGE {
             return Self::Answered;
         }
-        let is_ours = |name| is_problem_text(body, name);
-        match status {
-            _ if method == Method::GET && status != StatusCode::SERVICE_UNAVAILABLE => Self::Answered,
-            _ if method == Method::GET => Self::NotYet,
-            StatusCode::SERVICE_UNAVAILABLE if is_ours("store-unavailable") || is_ours("overloaded") => Self::NotYet,
-            _ => Self::Unknown,
+        let is_unavailable = status == StatusCode::SERVICE_UNAVAILABLE;
+        if method == Method::GET {
+            return if is_unavailable { Self::NotYet } else { Self::Answered };
         }
+        let is_ours = |name| is_problem_text(body, name);
+        if is_unavailable && (is_ours("store-unavailable") || is_ours("overloaded")) {
+            return Self::NotYet;
+        }
+        Self::Unknown
     }
 }
 
@@ -84,18 +86,18 @@ impl Wire {
         loop {
             let asked = tokio::time::timeout(LIMIT + wait, self.once(namespace, method, path, body)).await;
             let asked = asked.unwrap_or_else(|_| Err(self.lost(format!("no answer within {:?}", LIMIT + wait))));
-            unsure |= match &asked {
-                Ok((status, body)) => Fate::of(method, *status, body) == Fate::Unknown,
-                Err(error) => matches!(error, StoreError::AnswerLost { .. }),
+            let fate = match &asked {
+                Ok((status, body)) => Fate::of(method, *status, body),
+                Err(StoreError::AnswerLost { .. }) => Fate::Unknown,
+                Err(_) => Fate::NotYet,
             };
-            let is_last = tries >= TRIES || (unsure && resend == Resend::Never);
-            match asked {
-                Ok((status, body)) if is_last || Fate::of(method, status, &body) == Fate::Answered => {
-                    return Ok(Answer { status, body, unsure });
-                }
-                Err(StoreError::Unavailable { message, .. }) if is_last && unsure => return Err(self.lost(message)),
-                Err(error) if is_last => return Err(error),
-                _ => {}
+            unsure |= fate == Fate::Unknown;
+            if fate == Fate::Answered || tries >= TRIES || (unsure && resend == Resend::Never) {
+                let (status, body) = asked.map_err(|error| match error {
+                    StoreError::Unavailable { message, .. } if unsure => self.lost(message),
+                    error => error,
+                })?;
+                return Ok(Answer { status, body, unsure });
             }
             tokio::time::sleep(Duration::from_millis(100) * tries).await;
             tries += 1;
@@ -120,16 +122,15 @@ impl Wire {
         body: Option<&str>,
     ) -> Result<(StatusCode, Bytes), StoreError> {
         let request = self.request(namespace, method, path, body)?;
-        let lost = |message: String| self.lost(message);
         let response = self.client.request(request).await.map_err(|e| match e.is_connect() {
             true => StoreError::Unavailable {
                 store: self.location.clone(),
                 message: format!("{}; start it with `hapax serve`, or correct the address", chain(&e)),
             },
-            false => lost(e.to_string()),
+            false => self.lost(e.to_string()),
         })?;
         let (parts, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| lost(e.to_string()))?;
+        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| self.lost(e.to_string()))?;
         Ok((parts.status, body.to_bytes()))
     }
 

@@ -361,8 +361,9 @@ pub enum Marked {
 }
 
 impl Marked {
-    /// Recorded where no room had to be made.
-    fn recorded(record: Box<Record>) -> Self {
+    /// Recorded where no room had to be made, or where another counts what went for it.
+    #[must_use]
+    pub fn recorded(record: Box<Record>) -> Self {
         Self::Recorded { record, expired: 0, evicted: 0 }
     }
 }

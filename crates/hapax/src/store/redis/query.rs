@@ -1,9 +1,9 @@
 //! What concerns many records: pages, and removals in bulk.
 //!
-//! Each bucket's index is read in the order of age, from either end, and the buckets are merged; the records themselves are then read one
-//! by one, each as it is at that moment. Invariants: an index entry only leads to a record, it is never taken for one: a
-//! record that has expired, or was made anew at another place in the order, is passed over; no step of a server is
-//! longer than a few hundred entries.
+//! Each bucket's index is read in the order of age, from either end, and the buckets are merged; the records themselves
+//! are then read one by one, each as it is at that moment. Invariants: an index entry only leads to a record, it is never
+//! taken for one: a record that has expired, or was made anew at another place in the order, is passed over; no step of a
+//! server is longer than a few hundred entries.
 
 use std::collections::VecDeque;
 use std::future::Future;
