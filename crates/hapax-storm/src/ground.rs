@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -32,6 +33,10 @@ pub enum Kind {
 trait Fickle {
     fn fail(&mut self) -> Result<()>;
     fn mend(&mut self) -> Result<()>;
+    /// How long a failure lasts, in milliseconds.
+    fn lasts(&self) -> Range<u64> {
+        0..900
+    }
 }
 
 impl Fickle for RedisServer {
@@ -84,7 +89,7 @@ impl Ground {
 
     /// Begins a time of failures.
     pub fn begin(&mut self, rng: &mut StdRng) {
-        self.next = Instant::now() + Duration::from_millis(rng.random_range(200..2_500));
+        self.next = Instant::now() + Duration::from_millis(rng.random_range(200..800));
     }
 
     /// Lets it fail, or mends it, if that is due.
@@ -101,7 +106,7 @@ impl Ground {
         {
             fickle.fail()?;
             self.outages += 1;
-            self.failed_until = Some(now + Duration::from_millis(rng.random_range(0..900)));
+            self.failed_until = Some(now + Duration::from_millis(rng.random_range(fickle.lasts())));
         }
         Ok(())
     }
@@ -188,6 +193,11 @@ impl Fickle for SmallDisk {
 
     fn mend(&mut self) -> Result<()> {
         fs::remove_file(self.ballast()).context("cannot free the disk")
+    }
+
+    /// Until the log has been written to its end: what it has of the disk stays its own.
+    fn lasts(&self) -> Range<u64> {
+        1_500..2_000
     }
 }
 

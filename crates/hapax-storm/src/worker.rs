@@ -103,9 +103,24 @@ async fn work(orders: Orders, stopped: watch::Receiver<bool>) -> Result<()> {
     while let Some(ended) = tasks.join_next().await {
         ended.context("a task of a worker panicked")??;
     }
-    let unfinished = worker.hapax.shutdown(SHUTDOWN).await.context("a worker cannot shut down")?.unfinished;
+    let unfinished = shut_down(&worker).await?;
     ensure!(unfinished == 0, "all calls of a worker have ended, and {unfinished} attempts of it are in flight");
     Ok(())
+}
+
+/// Shuts down, again and again where the store may be failing; the attempts that are left.
+async fn shut_down(worker: &Worker) -> Result<usize> {
+    let until = Instant::now() + WEDGED;
+    loop {
+        match worker.hapax.shutdown(SHUTDOWN).await {
+            Ok(done) => return Ok(done.unfinished),
+            Err(Error::Store(error)) if worker.orders.place != Place::File && Instant::now() < until => {
+                eprintln!("worker {}.{}: {error}", worker.orders.worker, worker.orders.life);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(error).context("a worker cannot shut down"),
+        }
+    }
 }
 
 /// Opens the store, again and again where it may be failing; `None` if the worker is to stop meanwhile.

@@ -751,7 +751,7 @@ impl Inner {
     async fn remember(&self, record: &Record, epoch: Option<u64>) -> Result<Arc<Entry>, Error> {
         let mut entry = self.entry_of(record, epoch);
         if record.expires_at.is_some() {
-            let now = self.store.now().await?;
+            let now = self.store.recent_now().await?;
             entry.until = self.until(now, record.expires_at);
         }
         let entry = Arc::new(entry);

@@ -81,6 +81,9 @@ pub trait Around: Any + Send + Sync + fmt::Debug {
     fn now(&self) -> StoreFuture<'_, Timestamp> {
         self.call("now", |store| store.now())
     }
+    fn recent_now(&self) -> StoreFuture<'_, Timestamp> {
+        self.call("now", |store| store.recent_now())
+    }
     fn begin(&self, begin: Begin) -> StoreFuture<'_, Begun> {
         self.call("begin", move |store| store.begin(begin))
     }

@@ -520,8 +520,14 @@ pub trait Store: Any + Send + Sync + fmt::Debug {
         None
     }
 
-    /// The store's clock.
+    /// The store's clock, asked.
     fn now(&self) -> StoreFuture<'_, Timestamp>;
+
+    /// The time by which a result is remembered that was read just now: that of a server's last answer, perhaps, in
+    /// place of asking it. Never early, so that nothing is remembered for too long.
+    fn recent_now(&self) -> StoreFuture<'_, Timestamp> {
+        self.now()
+    }
 
     /// A number that changes whenever a recorded result may have gone before
     /// its time (cleared, evicted), by any process. `None` when the
