@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, MAIN_DB, OpenFlags, TransactionBehavior};
 
 use super::error::{BUSY_LIMIT, code, store_error};
 use crate::store::StoreError;
@@ -165,6 +165,8 @@ pub(super) fn connect(path: &Path, location: &str) -> Result<Connection, StoreEr
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let failed = |e: rusqlite::Error| store_error(location, &e);
     let mut conn = Connection::open_with_flags(path, flags).map_err(failed)?;
+    // Nothing is read yet: this is what the operating system said.
+    let refused = conn.is_readonly(MAIN_DB).map_err(failed)?;
     wait_when_busy(&mut conn, BUSY_LIMIT).map_err(failed)?;
     conn.set_prepared_statement_cache_capacity(64);
     conn.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
@@ -172,6 +174,16 @@ pub(super) fn connect(path: &Path, location: &str) -> Result<Connection, StoreEr
     conn.pragma_update(None, "cache_size", -16_384).map_err(failed)?;
     conn.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
     conn.pragma_update(None, "temp_store", "MEMORY").map_err(failed)?;
+    // The size of the cache has read the header by now.
+    if !refused && conn.is_readonly(MAIN_DB).map_err(failed)? {
+        return Err(StoreError::Damaged {
+            store: location.to_string(),
+            message:
+                "its header asks for a newer SQLite to write it: it is damaged, or something other than hapax has \
+                      changed it; nothing was changed: keep a copy, and use one from before"
+                    .into(),
+        });
+    }
     Ok(conn)
 }
 
