@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{FromRef, FromRequestParts};
+use axum::extract::FromRequestParts;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, header};
 use serde::{Deserialize, Serialize};
@@ -114,13 +114,10 @@ pub(crate) struct Admin(pub(crate) Arc<Tenant>);
 
 macro_rules! admitted {
     ($($name:ident: $role:ident),*) => {$(
-        impl<S: Send + Sync> FromRequestParts<S> for $name
-        where
-            App: FromRef<S>,
-        {
+        impl FromRequestParts<App> for $name {
             type Rejection = Problem;
-            async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-                admit(parts, &App::from_ref(state), Role::$role).map(|(tenant, _)| Self(tenant))
+            async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+                admit(parts, app, Role::$role).map(|(tenant, _)| Self(tenant))
             }
         }
     )*};
@@ -139,11 +136,10 @@ impl FromRequestParts<App> for Visitor {
 }
 
 fn admit(parts: &Parts, app: &App, needed: Role) -> Result<(Arc<Tenant>, Role), Problem> {
-    let live = app.live();
-    let (tenant, role) = match &live.open_to_loopback {
+    let (tenant, role) = app.with_live(|live| match &live.open_to_loopback {
         Some(tenant) => {
             guard_loopback(parts)?;
-            (tenant.clone(), Role::Admin)
+            Ok((tenant.clone(), Role::Admin))
         }
         None => {
             let token = bearer(&parts.headers)?;
@@ -153,9 +149,9 @@ fn admit(parts: &Parts, app: &App, needed: Role) -> Result<(Arc<Tenant>, Role), 
                 let detail = format!("this token may {:?} and this needs {needed:?}", grant.role).to_lowercase();
                 return Err(Problem::new(Kind::Forbidden, detail));
             }
-            (grant.tenant.clone(), grant.role)
+            Ok((grant.tenant.clone(), grant.role))
         }
-    };
+    })?;
     // A client that means another namespace than its token opens must not write into this one.
     if let Some(meant) = parts.headers.get(NAMESPACE)
         && !meant.is_empty()

@@ -8,9 +8,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use hapax::store::Store;
 use hapax::{Error, Hapax, Key, Stats};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::access::Grant;
@@ -32,7 +33,7 @@ pub struct App {
 pub(crate) struct Inner {
     store: Arc<dyn Store>,
     // Read on every request, written by a reload alone.
-    live: RwLock<Arc<Live>>,
+    live: ArcSwap<Live>,
     metrics: Arc<Metrics>,
     began: Instant,
     closing: watch::Sender<bool>,
@@ -104,7 +105,7 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let store: Arc<dyn Store> = Arc::new(crate::timed::Timed::new(store, metrics.clone()));
         let live = Live::make(config, &store, &HashMap::new()).await?;
-        let (live, began) = (RwLock::new(Arc::new(live)), Instant::now());
+        let (live, began) = (ArcSwap::from_pointee(live), Instant::now());
         let inner = Inner { store, live, metrics, began, closing: watch::Sender::new(false) };
         let inner = Arc::new(inner);
         tokio::spawn(watch(Arc::downgrade(&inner)));
@@ -133,16 +134,21 @@ impl App {
         }
         let live = Live::make(config, &self.inner.store, &before.tenants).await?;
         tracing::info!(tokens = live.grants.len(), namespaces = live.tenants.len(), "configuration reloaded");
-        *self.inner.live.write() = Arc::new(live);
+        self.inner.live.store(Arc::new(live));
         Ok(())
     }
 
     pub(crate) fn live(&self) -> Arc<Live> {
-        self.inner.live.read().clone()
+        self.inner.live.load_full()
+    }
+
+    /// Does `f` with what is configured now: no count is taken, on which processors would wait for each other.
+    pub(crate) fn with_live<R>(&self, f: impl FnOnce(&Live) -> R) -> R {
+        f(&self.inner.live.load())
     }
 
     pub(crate) fn limits(&self) -> Bounds {
-        self.inner.live.read().limits
+        self.with_live(|live| live.limits)
     }
 
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {

@@ -19,6 +19,7 @@ mod events;
 pub mod fuzzing;
 pub mod layer;
 mod metrics;
+mod observe;
 pub mod openapi;
 mod overview;
 pub mod path;
@@ -32,6 +33,7 @@ mod server;
 mod stall;
 pub mod telemetry;
 mod timed;
+mod timer;
 mod tls;
 pub mod units;
 

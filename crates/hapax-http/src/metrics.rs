@@ -1,54 +1,62 @@
 //! The numbers, in Prometheus' text format.
 //!
-//! A request adds to atomics, and takes one short lock for its route's counter;
-//! the text is made when it is asked for. Labels are routes as they are written
-//! in the router, never paths: their number is bounded.
+//! Counts lie in stripes, and a thread adds to its own: two processors that count on one cache line wait for each
+//! other. A stripe's lock is taken by its thread, and by whoever asks for the text, which adds the stripes up.
+//! Labels are routes as they are written in the router, never paths: their number is bounded.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hapax::{Error, RemoteClaimed};
 use http::{Method, StatusCode};
-use parking_lot::RwLock;
+use parking_lot::Mutex;
 
 use crate::app::App;
 
 /// The upper bounds of a histogram's buckets, in seconds.
 const BOUNDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0];
+/// The most stripes: more threads share them.
+const MOST_STRIPES: usize = 64;
 
 /// A histogram of durations.
 #[derive(Debug, Default)]
-pub(crate) struct Histogram {
-    buckets: [AtomicU64; BOUNDS.len()],
-    count: AtomicU64,
-    micros: AtomicU64,
+struct Histogram {
+    buckets: [u64; BOUNDS.len()],
+    count: u64,
+    micros: u64,
 }
 
 impl Histogram {
-    pub(crate) fn observe(&self, duration: Duration) {
+    fn observe(&mut self, duration: Duration) {
         let seconds = duration.as_secs_f64();
-        if let Some((bucket, _)) = self.buckets.iter().zip(BOUNDS).find(|(_, bound)| seconds <= *bound) {
-            bucket.fetch_add(1, Ordering::Relaxed);
+        if let Some((bucket, _)) = self.buckets.iter_mut().zip(BOUNDS).find(|(_, bound)| seconds <= *bound) {
+            *bucket += 1;
         }
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.micros.fetch_add(u64::try_from(duration.as_micros()).unwrap_or(0), Ordering::Relaxed);
+        self.count += 1;
+        self.micros = self.micros.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(0));
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.buckets.iter_mut().zip(other.buckets).for_each(|(sum, count)| *sum += count);
+        self.count += other.count;
+        self.micros = self.micros.saturating_add(other.micros);
     }
 
     fn write(&self, out: &mut String, name: &str, labels: &str) {
         let mut sum = 0;
         let comma = if labels.is_empty() { "" } else { "," };
         for (bucket, bound) in self.buckets.iter().zip(BOUNDS) {
-            sum += bucket.load(Ordering::Relaxed);
+            sum += bucket;
             let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {sum}");
         }
-        let count = self.count.load(Ordering::Relaxed);
+        let count = self.count;
         let braced = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
         let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
         #[allow(clippy::cast_precision_loss)] // a sum of seconds needs no 53 bits
-        let seconds = self.micros.load(Ordering::Relaxed) as f64 / 1e6;
+        let seconds = self.micros as f64 / 1e6;
         let _ = writeln!(out, "{name}_sum{braced} {seconds}");
         let _ = writeln!(out, "{name}_count{braced} {count}");
     }
@@ -77,54 +85,93 @@ pub(crate) const OPERATIONS: [&str; 16] = [
     "census",
 ];
 
-/// Everything that is counted in this process.
+/// What is counted.
 #[derive(Debug, Default)]
-pub(crate) struct Metrics {
-    // By route; written once per new combination, read on every request.
-    requests: RwLock<BTreeMap<String, Vec<Requests>>>,
+struct Counts {
+    /// By route.
+    requests: BTreeMap<String, Vec<Requests>>,
     durations: Histogram,
-    running: AtomicI64,
-    pub(crate) connections: AtomicI64,
-    outcomes: [AtomicU64; OUTCOMES.len()],
+    // Of one stripe, these may be below zero: what begins on one thread may end on another.
+    running: i64,
+    connections: i64,
+    outcomes: [u64; OUTCOMES.len()],
     waits: Histogram,
     actions: Histogram,
     store: [Histogram; OPERATIONS.len()],
-    store_errors: AtomicU64,
+    store_errors: u64,
 }
 
 /// The requests of a route by one method that were answered with one status.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Requests {
     method: &'static str,
     status: u16,
-    count: AtomicU64,
+    count: u64,
+}
+
+impl Counts {
+    fn requested(&mut self, route: &str, these: Requests) {
+        let all = match self.requests.get_mut(route) {
+            Some(all) => all,
+            None => self.requests.entry(route.to_string()).or_default(),
+        };
+        match all.iter_mut().find(|of| of.status == these.status && of.method == these.method) {
+            Some(of) => of.count += these.count,
+            None => all.push(these),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (route, all) in &other.requests {
+            all.iter().for_each(|these| self.requested(route, *these));
+        }
+        self.durations.add(&other.durations);
+        self.running += other.running;
+        self.connections += other.connections;
+        self.outcomes.iter_mut().zip(other.outcomes).for_each(|(sum, count)| *sum += count);
+        self.waits.add(&other.waits);
+        self.actions.add(&other.actions);
+        self.store.iter_mut().zip(&other.store).for_each(|(sum, of)| sum.add(of));
+        self.store_errors += other.store_errors;
+    }
+}
+
+/// Aligned, so that no two stripes share a cache line (or the pair of them that is fetched together).
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe(Mutex<Counts>);
+
+/// Everything that is counted in this process.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    stripes: Box<[Stripe]>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { stripes: (0..threads.min(MOST_STRIPES)).map(|_| Stripe::default()).collect() }
+    }
 }
 
 /// A request under way.
 pub(crate) struct Running {
-    metrics: Arc<Metrics>,
+    // Until it is counted as done.
+    metrics: Option<Arc<Metrics>>,
     began: Instant,
 }
 
 impl Running {
-    pub(crate) fn done(self, method: &Method, route: &str, status: StatusCode) {
-        let (method, status) = (method_label(method), status.as_u16());
-        let is_it = |of: &&Requests| of.status == status && of.method == method;
-        let known = self.metrics.requests.read();
-        if let Some(of) = known.get(route).and_then(|all| all.iter().find(is_it)) {
-            of.count.fetch_add(1, Ordering::Relaxed);
-        } else {
-            drop(known);
-            let mut requests = self.metrics.requests.write();
-            let all = requests.entry(route.to_string()).or_default();
-            match all.iter().find(is_it) {
-                Some(of) => {
-                    of.count.fetch_add(1, Ordering::Relaxed);
-                }
-                None => all.push(Requests { method, status, count: AtomicU64::new(1) }),
-            }
+    pub(crate) fn done(mut self, method: &Method, route: &str, status: StatusCode) {
+        let these = Requests { method: method_label(method), status: status.as_u16(), count: 1 };
+        if let Some(metrics) = self.metrics.take() {
+            let took = self.began.elapsed();
+            metrics.count(|counts| {
+                counts.running -= 1;
+                counts.requested(route, these);
+                counts.durations.observe(took);
+            });
         }
-        self.metrics.durations.observe(self.began.elapsed());
     }
 }
 
@@ -144,14 +191,40 @@ fn method_label(method: &Method) -> &'static str {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.metrics.running.fetch_sub(1, Ordering::Relaxed);
+        if let Some(metrics) = self.metrics.take() {
+            metrics.count(|counts| counts.running -= 1);
+        }
     }
 }
 
 impl Metrics {
+    /// Adds to this thread's stripe.
+    fn count(&self, add: impl FnOnce(&mut Counts)) {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static THREAD: usize = THREADS.fetch_add(1, Ordering::Relaxed);
+        }
+        let thread = THREAD.try_with(|thread| *thread).unwrap_or(0);
+        if let Some(Stripe(counts)) = self.stripes.get(thread % self.stripes.len().max(1)) {
+            add(&mut counts.lock());
+        }
+    }
+
+    /// What all stripes hold.
+    fn sum(&self) -> Counts {
+        let mut sum = Counts::default();
+        self.stripes.iter().for_each(|Stripe(counts)| sum.add(&counts.lock()));
+        sum
+    }
+
     pub(crate) fn request(self: &Arc<Self>) -> Running {
-        self.running.fetch_add(1, Ordering::Relaxed);
-        Running { metrics: self.clone(), began: Instant::now() }
+        self.count(|counts| counts.running += 1);
+        Running { metrics: Some(self.clone()), began: Instant::now() }
+    }
+
+    /// A connection that was opened (1) or closed (-1).
+    pub(crate) fn connection(&self, change: i64) {
+        self.count(|counts| counts.connections += change);
     }
 
     pub(crate) fn claimed(&self, answer: &Result<RemoteClaimed, Error>, waited: Duration) {
@@ -176,27 +249,30 @@ impl Metrics {
 
     /// A claim that went like this, after so long.
     pub(crate) fn claim(&self, outcome: &str, waited: Duration) {
-        if let Some((counter, _)) = self.outcomes.iter().zip(OUTCOMES).find(|(_, name)| *name == outcome) {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-        self.waits.observe(waited);
+        self.count(|counts| {
+            if let Some((count, _)) = counts.outcomes.iter_mut().zip(OUTCOMES).find(|(_, name)| *name == outcome) {
+                *count += 1;
+            }
+            counts.waits.observe(waited);
+        });
     }
 
     pub(crate) fn action(&self, duration: Duration) {
-        self.actions.observe(duration);
+        self.count(|counts| counts.actions.observe(duration));
     }
 
     pub(crate) fn stored(&self, operation: usize, took: Duration, failed: bool) {
-        if let Some(histogram) = self.store.get(operation) {
-            histogram.observe(took);
-        }
-        if failed {
-            self.store_errors.fetch_add(1, Ordering::Relaxed);
-        }
+        self.count(|counts| {
+            if let Some(histogram) = counts.store.get_mut(operation) {
+                histogram.observe(took);
+            }
+            counts.store_errors += u64::from(failed);
+        });
     }
 
     /// The text that Prometheus reads.
     pub(crate) async fn text(&self, app: &App) -> String {
+        let counts = self.sum();
         let mut out = String::with_capacity(16 << 10);
         let head = |out: &mut String, name: &str, kind: &str, help: &str| {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -205,9 +281,8 @@ impl Metrics {
         let _ = writeln!(out, "hapax_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
         head(&mut out, "hapax_http_requests_total", "counter", "Requests by method, route and status.");
         for (route, Requests { method, status, count }) in
-            self.requests.read().iter().flat_map(|(route, all)| all.iter().map(move |of| (route, of)))
+            counts.requests.iter().flat_map(|(route, all)| all.iter().map(move |of| (route, of)))
         {
-            let count = count.load(Ordering::Relaxed);
             let _ = writeln!(
                 out,
                 "hapax_http_requests_total{{method=\"{method}\",route=\"{route}\",status=\"{status}\"}} {count}"
@@ -219,30 +294,30 @@ impl Metrics {
             "histogram",
             "Time from a request's head to its answer's.",
         );
-        self.durations.write(&mut out, "hapax_http_request_duration_seconds", "");
+        counts.durations.write(&mut out, "hapax_http_request_duration_seconds", "");
         for (name, help, value) in [
-            ("hapax_http_requests_running", "Requests under way.", &self.running),
-            ("hapax_http_connections", "Open connections.", &self.connections),
+            ("hapax_http_requests_running", "Requests under way.", counts.running),
+            ("hapax_http_connections", "Open connections.", counts.connections),
         ] {
             head(&mut out, name, "gauge", help);
-            let _ = writeln!(out, "{name} {}", value.load(Ordering::Relaxed));
+            let _ = writeln!(out, "{name} {value}");
         }
         head(&mut out, "hapax_claims_total", "counter", "Claims by how they went.");
-        for (count, outcome) in self.outcomes.iter().zip(OUTCOMES) {
-            let _ = writeln!(out, "hapax_claims_total{{outcome=\"{outcome}\"}} {}", count.load(Ordering::Relaxed));
+        for (count, outcome) in counts.outcomes.iter().zip(OUTCOMES) {
+            let _ = writeln!(out, "hapax_claims_total{{outcome=\"{outcome}\"}} {count}");
         }
         head(&mut out, "hapax_claim_wait_seconds", "histogram", "Time from a claim to its answer.");
-        self.waits.write(&mut out, "hapax_claim_wait_seconds", "");
+        counts.waits.write(&mut out, "hapax_claim_wait_seconds", "");
         head(&mut out, "hapax_action_duration_seconds", "histogram", "Time that completed and failed actions took.");
-        self.actions.write(&mut out, "hapax_action_duration_seconds", "");
+        counts.actions.write(&mut out, "hapax_action_duration_seconds", "");
         head(&mut out, "hapax_store_duration_seconds", "histogram", "Time that the store took, by operation.");
-        for (histogram, operation) in self.store.iter().zip(OPERATIONS) {
-            if histogram.count.load(Ordering::Relaxed) > 0 {
+        for (histogram, operation) in counts.store.iter().zip(OPERATIONS) {
+            if histogram.count > 0 {
                 histogram.write(&mut out, "hapax_store_duration_seconds", &format!("operation=\"{operation}\""));
             }
         }
         head(&mut out, "hapax_store_errors_total", "counter", "Operations that the store failed to do.");
-        let _ = writeln!(out, "hapax_store_errors_total {}", self.store_errors.load(Ordering::Relaxed));
+        let _ = writeln!(out, "hapax_store_errors_total {}", counts.store_errors);
         tenants(&mut out, app).await;
         out
     }

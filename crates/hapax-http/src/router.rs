@@ -3,17 +3,16 @@
 //! `/` is the dashboard's place: [`assets`](crate::assets) are embedded there.
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http::{HeaderValue, Method, StatusCode, header};
-use tracing::Instrument as _;
+use http::header;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::access::Reader;
 use crate::app::App;
+use crate::observe::Observe;
 use crate::problem::{Kind, Problem};
 use crate::{api, assets, docs, openapi};
 
@@ -41,7 +40,7 @@ pub fn router(app: App) -> Router {
                 format!("{} is not answered at {}; /docs lists what is", request.method(), request.uri().path());
             Problem::new(Kind::MethodNotAllowed, detail)
         })
-        .layer(from_fn_with_state(app.clone(), observe))
+        .layer(Observe(app.clone()))
         .with_state(app)
 }
 
@@ -60,7 +59,7 @@ pub(crate) fn admin(app: App) -> Router {
             let path = request.uri().path();
             Problem::new(Kind::NotFound, format!("there is no {path} here, only /metrics, /healthz and /readyz"))
         })
-        .layer(from_fn_with_state(app.clone(), observe))
+        .layer(Observe(app.clone()))
         .with_state(app)
 }
 
@@ -91,43 +90,4 @@ async fn metrics(State(app): State<App>, request: Request) -> Response {
     }
     let text = app.metrics().text(&app).await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
-}
-
-/// Counts every request, and answers for browsers of other origins.
-async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let method = request.method().clone();
-    let origin = request.headers().get(header::ORIGIN).cloned();
-    let allowed = origin.filter(|origin| app.live().config.cors_origins.iter().any(|o| origin == o.as_str()));
-    let running = app.metrics().request();
-    let preflight = method == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let mut response = match &allowed {
-        Some(_) if preflight => StatusCode::NO_CONTENT.into_response(),
-        _ => {
-            let at = route.as_ref().map_or("", MatchedPath::as_str);
-            let span = tracing::debug_span!("http.request", http.request.method = %method, http.route = at);
-            next.run(request).instrument(span).await
-        }
-    };
-    if let Some(origin) = allowed {
-        let headers = response.headers_mut();
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.append(header::VARY, HeaderValue::from_static("Origin"));
-        headers.insert(
-            header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            HeaderValue::from_static("Idempotency-Replayed, Location, Retry-After"),
-        );
-        if preflight {
-            headers.insert(
-                header::ACCESS_CONTROL_ALLOW_METHODS,
-                HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE"),
-            );
-            headers
-                .insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
-            headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
-        }
-    }
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    running.done(&method, route.as_ref().map_or("", MatchedPath::as_str), response.status());
-    response
 }

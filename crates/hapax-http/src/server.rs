@@ -8,7 +8,6 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,6 +26,7 @@ use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::proxy::Peer;
 use crate::stall::Stall;
+use crate::timer::HeadTimer;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -50,7 +50,6 @@ impl Server {
     /// Returns whether all connections ended within the limit.
     pub(crate) async fn run(self, stop: impl Future<Output = ()>, stopping: impl FnOnce()) -> io::Result<bool> {
         let Self { listener, router, limits, tls, metrics } = self;
-        let builder = Arc::new(builder(&limits));
         let places = Arc::new(Semaphore::new(limits.connections));
         let graceful = GracefulShutdown::new();
         tokio::pin!(stop);
@@ -72,7 +71,7 @@ impl Server {
                 () = &mut stop => break,
             };
             let _ = stream.set_nodelay(true);
-            let (tls, builder, watcher) = (tls.read().clone(), builder.clone(), graceful.watcher());
+            let (tls, builder, watcher) = (tls.read().clone(), builder(&limits), graceful.watcher());
             let service = TowerToHyperService::new(WithPeer { router: router.clone(), peer: Peer(peer) });
             let open = Open::new(metrics.clone());
             tokio::spawn(async move {
@@ -138,14 +137,14 @@ struct Open(Arc<Metrics>);
 
 impl Open {
     fn new(metrics: Arc<Metrics>) -> Self {
-        metrics.connections.fetch_add(1, Ordering::Relaxed);
+        metrics.connection(1);
         Self(metrics)
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.connection(-1);
     }
 }
 
@@ -153,12 +152,13 @@ async fn handshake(tls: TlsAcceptor, stream: TcpStream) -> io::Result<tokio_rust
     tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// How one connection is served.
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // hyper's own limit of 100 header fields stays: for any other it allocates twice a request.
     builder
         .http1()
-        .timer(TokioTimer::new())
+        .timer(HeadTimer::default())
         .header_read_timeout(limits.header_time.0)
         .max_buf_size(limits.header_bytes)
         .half_close(false);

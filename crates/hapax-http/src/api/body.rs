@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::extract::{FromRef, FromRequest, Request};
+use axum::extract::{FromRequest, Request};
 use axum::response::Response;
 use bytes::Bytes;
 use hapax::{Action, Identity, Json, Key, PolicyPatch, parse_params};
@@ -24,14 +24,10 @@ use crate::schema::Chosen;
 /// A JSON body, within the limits on its size and on the time it takes.
 pub(crate) struct Body<T>(pub(crate) T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T>
-where
-    App: FromRef<S>,
-{
+impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let app = App::from_ref(state);
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         let limits = app.limits();
         let bytes = collect(request.into_body(), limits.body_bytes, limits.body_time).await?;
         // No body means nothing chosen, which most requests allow.
@@ -69,11 +65,13 @@ where
 }
 
 pub(crate) fn json_response<T: Serialize>(status: StatusCode, value: &T) -> Response {
-    let Ok(body) = serde_json::to_vec(value) else {
+    // Most answers fit, and then need no larger place.
+    let mut body = Vec::with_capacity(512);
+    if serde_json::to_writer(&mut body, value).is_err() {
         // Every answer is made of types that have a JSON form.
         use axum::response::IntoResponse;
         return Problem::new(Kind::Internal, "the answer has no JSON form").into_response();
-    };
+    }
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     let headers = response.headers_mut();
