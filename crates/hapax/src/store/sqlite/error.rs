@@ -43,8 +43,15 @@ impl Failed {
 }
 
 pub(super) fn code(error: &rusqlite::Error) -> Option<ErrorCode> {
+    failure(error).map(|failure| failure.code)
+}
+
+/// What SQLite itself answered, when it ran a statement or read its text.
+fn failure(error: &rusqlite::Error) -> Option<&rusqlite::ffi::Error> {
     match error {
-        rusqlite::Error::SqliteFailure(e, _) => Some(e.code),
+        rusqlite::Error::SqliteFailure(failure, _) | rusqlite::Error::SqlInputError { error: failure, .. } => {
+            Some(failure)
+        }
         _ => None,
     }
 }
@@ -52,7 +59,11 @@ pub(super) fn code(error: &rusqlite::Error) -> Option<ErrorCode> {
 /// The error of an operation that did not happen.
 pub(super) fn store_error(location: &str, error: &rusqlite::Error) -> StoreError {
     let store = location.to_string();
-    let said = error.to_string();
+    let said = match error {
+        // Without the statement, which is long and ours.
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        _ => error.to_string(),
+    };
     match code(error) {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Busy { store, waited: BUSY_LIMIT },
         Some(ErrorCode::DiskFull) => StoreError::Full { store, message: said },
@@ -87,7 +98,7 @@ fn damaged(store: String, said: &str) -> StoreError {
 
 /// `SQLITE_ERROR`: an unsupported file format, no such table, and the like.
 fn is_generic(error: &rusqlite::Error) -> bool {
-    matches!(error, rusqlite::Error::SqliteFailure(e, _) if e.extended_code == rusqlite::ffi::SQLITE_ERROR)
+    failure(error).is_some_and(|failure| failure.extended_code == rusqlite::ffi::SQLITE_ERROR)
 }
 
 /// Whether SQLite found its pages in order, and in them what this store never writes: a row that is always there is
