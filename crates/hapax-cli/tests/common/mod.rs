@@ -70,6 +70,8 @@ impl Home {
     pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.0.path());
+        // Where coverage is measured, what a command ran counts, and it leaves no file of its own here.
+        command.envs(std::env::var_os("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
         // A group of its own: no terminal that the tests are run from has it in its foreground.
         command.current_dir(self.0.path()).stdin(Stdio::null()).process_group(0);
         command
