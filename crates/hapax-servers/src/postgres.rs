@@ -246,9 +246,9 @@ impl PostgresServer {
     /// # Errors
     /// When the system refuses.
     pub fn kill(&mut self) -> Result<()> {
-        let children = children_of(self.server.pid());
         self.server.kill()?;
-        for pid in children {
+        // No more can come now. One that is left may wait for a lock of another's for ever, and hold the shared memory.
+        for pid in processes_in(&self.dir.join("data")) {
             if let Some(pid) = rustix::process::Pid::from_raw(pid) {
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
@@ -338,19 +338,27 @@ fn launch(bin: &Path, dir: &Path, port: u16, disk: Disk, tls: Tls) -> Result<Ser
     Server::start(command, "postgres", dir, ready)
 }
 
+/// The processes of which this is true, by what stands of each under `/proc`.
+fn processes(is_one: impl Fn(&Path) -> Option<bool>) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let pid = |path: &Path| path.file_name()?.to_str()?.parse().ok();
+    entries.filter_map(|path| pid(&path).filter(|_| is_one(&path) == Some(true))).collect()
+}
+
 /// The processes that have this one as their parent.
 fn children_of(parent: u32) -> Vec<i32> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+    processes(|path| {
+        let stat = fs::read_to_string(path.join("stat")).ok()?;
         // After the name in brackets: the state, then the parent.
-        let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
-        if after.split_whitespace().nth(1).and_then(|p| p.parse::<u32>().ok()) == Some(parent) {
-            found.push(pid);
-        }
-    }
-    found
+        let (_, after) = stat.rsplit_once(')')?;
+        Some(after.split_whitespace().nth(1)?.parse::<u32>().ok()? == parent)
+    })
+}
+
+/// The processes whose working directory this is; of a server's data, those are its own.
+fn processes_in(directory: &Path) -> Vec<i32> {
+    let Ok(directory) = directory.canonicalize() else { return Vec::new() };
+    processes(|path| Some(fs::read_link(path.join("cwd")).ok()? == directory))
 }
 
 /// PgBouncer in transaction mode in front of a server.
@@ -415,7 +423,11 @@ impl PgBouncer {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+    use crate::process::local;
 
     #[test]
     fn a_killed_server_comes_back_on_its_port_with_its_data() {
@@ -430,5 +442,38 @@ mod tests {
         let dir = server.dir.clone();
         drop(server);
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_server_that_is_killed_while_it_makes_processes() {
+        let mut server = PostgresServer::start(Disk::Fast, Tls::Off).unwrap();
+        let (port, data) = (server.port(), server.dir.join("data"));
+        for _ in 0..5 {
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    // Each connection is a new process there, whether or not anything is said.
+                    scope.spawn(|| {
+                        let mut held = Vec::new();
+                        while !stop.load(Ordering::Relaxed) {
+                            held.push(TcpStream::connect(local(port)));
+                            held.truncate(20);
+                        }
+                    });
+                }
+                let until = Instant::now() + Duration::from_secs(10);
+                while processes_in(&data).len() < 10 && Instant::now() < until {
+                    std::thread::yield_now();
+                }
+                server.kill().unwrap();
+                stop.store(true, Ordering::Relaxed);
+            });
+            let until = Instant::now() + Duration::from_secs(5);
+            while !processes_in(&data).is_empty() {
+                assert!(Instant::now() < until, "some outlived it");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            server.restart().unwrap();
+        }
     }
 }
