@@ -42,6 +42,6 @@ pub use key::{Key, KeyError, KeyParts};
 pub use manager::{Hapax, Shutdown};
 pub use policy::{Doubt, ErrorClass, InFlight, KeepParams, OnDoubt, Policy, PolicyPatch, Verdict, Verifier};
 pub use record::{AttemptId, Json, Owner, Record, State};
-pub use remote::{RemoteCall, RemoteClaim, RemoteClaimed, RemoteEnd, RemoteEnded, Replay, TTL_TAG};
+pub use remote::{LEASE_TAG, RemoteCall, RemoteClaim, RemoteClaimed, RemoteEnd, RemoteEnded, Replay, TTL_TAG};
 pub use stats::{Info, Stats};
 pub use time::{Clock, ManualClock, SystemClock, Timestamp, Ttl};

@@ -21,11 +21,17 @@ use crate::manager::unknown_fingerprint;
 use crate::recent::{Answer, Entry};
 use crate::stats::bump;
 use crate::store::{Beat, End, Ended, Liveness, Mark, Marked};
-use crate::{Action, AttemptId, Error, Fingerprint, Hapax, Json, Key, Owner, State, Timestamp, Ttl, Unrecorded};
+use crate::{
+    Action, AttemptId, Error, Fingerprint, Hapax, Json, Key, Owner, Policy, Record, State, Timestamp, Ttl, Unrecorded,
+};
 
 /// The tag under which a record keeps the time to live that its claim asked
 /// for: milliseconds, or `never`.
 pub const TTL_TAG: &str = "hapax.ttl";
+
+/// The tag under which a record keeps the lease that its claim asked for, in milliseconds: what a heartbeat renews
+/// that names none.
+pub const LEASE_TAG: &str = "hapax.lease";
 
 /// A claim for someone elsewhere.
 #[derive(Clone, Debug)]
@@ -170,7 +176,7 @@ pub struct RemoteEnded {
     pub expires_at: Option<Timestamp>,
     /// The key's state from now on; `None` when it is free.
     pub state: Option<State>,
-    /// How long the action took, for a result or an error.
+    /// How long the action took, for a result or an error that was recorded now, and not before.
     pub duration: Option<Duration>,
 }
 
@@ -274,8 +280,8 @@ impl Hapax {
         }
     }
 
-    /// Renews the lease of a remote attempt; `lease` is the policy's when `None`.
-    /// Returns until when it may be silent, about, by this host's clock.
+    /// Renews the lease of a remote attempt; when `lease` is `None`, by as long as its claim asked for
+    /// ([`LEASE_TAG`]), else by the policy's for its action. Returns until when it may be silent, about, by this host's clock.
     ///
     /// # Errors
     /// [`Error::InDoubt`] when the lease had lapsed before: the attempt may still
@@ -287,8 +293,15 @@ impl Hapax {
         attempt: AttemptId,
         lease: Option<Duration>,
     ) -> Result<Timestamp, Error> {
-        let mut policy = self.config().policy.clone();
-        policy.lease = lease.unwrap_or(policy.lease);
+        let policy = match lease {
+            Some(lease) => Policy { lease, ..self.config().policy.clone() },
+            None => {
+                let record = self.of_attempt(key, attempt).await?;
+                let policy = self.config().policy_for(&record.action_type, &record.target);
+                let asked = record.tags.get(LEASE_TAG).and_then(|millis| millis.parse().ok());
+                Policy { lease: asked.map_or(policy.lease, Duration::from_millis), ..policy }
+            }
+        };
         validate_policy(&policy)?;
         let (store, namespace) = (&self.inner.store, &self.inner.namespace);
         let beats = store.heartbeat(namespace.clone(), vec![(key.clone(), attempt, policy.lease)]).await?;
@@ -304,9 +317,11 @@ impl Hapax {
 
     /// Says how a remote attempt ended. The same end said again, after a lost
     /// answer, gets the same answer (but for a release, which leaves nothing).
+    /// The first result that is recorded stays; of two that differ and come at
+    /// the very same moment, both may be told that they are.
     ///
     /// # Errors
-    /// [`Error::LostClaim`] when it was taken over, settled or ended otherwise;
+    /// [`Error::LostClaim`] when it was taken over, settled or ended otherwise, with another result too;
     /// [`Error::NotRecorded`] when the result is larger than the limit: the key
     /// is in doubt then; [`Error::Store`], and the key is in doubt when the lease lapses.
     pub async fn end_remote(&self, key: &Key, attempt: AttemptId, end: RemoteEnd) -> Result<RemoteEnded, Error> {
@@ -319,71 +334,76 @@ impl Hapax {
         if !matches!(end, RemoteEnd::Complete { .. }) {
             bump(&inner.gauges.failures);
         }
-        let (namespace, epoch) = (inner.namespace.clone(), inner.store.epoch());
-        let (end, fingerprint) = match end {
-            RemoteEnd::Release => (self.without_effect(key, attempt).await?, None),
+        let (end, state) = match end {
+            RemoteEnd::Release => match self.without_effect(key, attempt).await? {
+                doubt @ End::Doubt { .. } => (doubt, Some(State::InDoubt)),
+                end => (end, None),
+            },
             RemoteEnd::ReleaseAll => (End::Release, None),
-            RemoteEnd::Doubt { reason } => (End::Doubt { reason }, None),
+            RemoteEnd::Doubt { reason } => (End::Doubt { reason }, Some(State::InDoubt)),
             RemoteEnd::Complete { result, ttl, duration } => {
-                let (fingerprint, ttl, duration) = self.terms(key, attempt, ttl, duration).await?;
-                (End::Complete { result, ttl, duration }, Some(fingerprint))
+                let record = self.of_attempt(key, attempt).await?;
+                if record.state.is_recorded() {
+                    return self.again(&record, record.result.as_ref() == Some(&result));
+                }
+                let (ttl, duration) = self.terms(&record, ttl, duration).await?;
+                (End::Complete { result, ttl, duration }, Some(State::Completed))
             }
             RemoteEnd::Fail { error, ttl, duration } => {
-                let (fingerprint, ttl, duration) = self.terms(key, attempt, ttl, duration).await?;
-                (End::Fail { error, ttl, duration }, Some(fingerprint))
+                let record = self.of_attempt(key, attempt).await?;
+                if record.state.is_recorded() {
+                    return self.again(&record, record.state == State::Failed && record.error.as_ref() == Some(&error));
+                }
+                let (ttl, duration) = self.terms(&record, ttl, duration).await?;
+                (End::Fail { error, ttl, duration }, Some(State::Failed))
             }
         };
-        let known = match &end {
-            End::Complete { result, duration, .. } => Some((Answer::Result(result.clone()), *duration)),
-            End::Fail { error, duration, .. } => Some((Answer::Failure(error.clone()), *duration)),
+        let duration = match &end {
+            End::Complete { duration, .. } | End::Fail { duration, .. } => Some(*duration),
             End::Release | End::Doubt { .. } => None,
         };
-        let state = match &end {
-            End::Complete { .. } => Some(State::Completed),
-            End::Fail { .. } => Some(State::Failed),
-            End::Doubt { .. } => Some(State::InDoubt),
-            End::Release => None,
-        };
         inner.background.wake();
-        match inner.store.end(namespace, key.clone(), attempt, end).await? {
+        // What is recorded is not remembered here: another end of this attempt may have been first.
+        match inner.store.end(inner.namespace.clone(), key.clone(), attempt, end).await? {
             Ended::Done { at, expires_at } => {
-                tracing::debug!(%key, %attempt, recorded = known.is_some(), "remote attempt ended");
-                let duration = known.as_ref().map(|(_, duration)| *duration);
-                if let (Some((answer, duration)), Some(fingerprint)) = (known, fingerprint) {
-                    let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-                    let mut entry = Entry::new(key.clone(), fingerprint, answer, at, duration_ms);
-                    entry.epoch = epoch;
-                    entry.until = inner.until(at, expires_at);
-                    inner.recent.insert(Arc::new(entry));
-                }
+                tracing::debug!(%key, %attempt, recorded = duration.is_some(), "remote attempt ended");
                 Ok(RemoteEnded { at, expires_at, state, duration })
             }
             Ended::Lost(_) => Err(self.lost(key, attempt, None)),
         }
     }
 
+    /// The answer to an end of an attempt that has ended: the first one's, if it is the same.
+    fn again(&self, record: &Record, is_same: bool) -> Result<RemoteEnded, Error> {
+        match record.executed_at {
+            Some(at) if is_same => {
+                Ok(RemoteEnded { at, expires_at: record.expires_at, state: Some(record.state), duration: None })
+            }
+            _ => Err(self.lost(&record.key, record.attempt_id, None)),
+        }
+    }
+
+    /// The record under the key, which is this attempt's.
+    async fn of_attempt(&self, key: &Key, attempt: AttemptId) -> Result<Record, Error> {
+        // Whether the attempt still holds the key is the store's to say, in one step with the end.
+        let record = self.record(key).await?.filter(|record| record.attempt_id == attempt);
+        record.ok_or_else(|| self.lost(key, attempt, None))
+    }
+
     /// How an attempt ends that had no effect; see [`Before`].
     async fn without_effect(&self, key: &Key, attempt: AttemptId) -> Result<End, Error> {
-        let record = self.record(key).await?.filter(|r| r.attempt_id == attempt);
-        let record = record.ok_or_else(|| self.lost(key, attempt, None))?;
+        let record = self.of_attempt(key, attempt).await?;
         let before = if record.attempts > 1 { Before::Doubt } else { Before::Nothing };
         Ok(before.without_effect("the action failed without effect"))
     }
 
-    /// What the record under the key adds to an attempt's end: its fingerprint,
-    /// how long the result is kept, how long the action took.
+    /// What the record adds to its attempt's end: how long the result is kept, how long the action took.
     async fn terms(
         &self,
-        key: &Key,
-        attempt: AttemptId,
+        record: &Record,
         ttl: Option<Ttl>,
         duration: Option<Duration>,
-    ) -> Result<(Fingerprint, Ttl, Duration), Error> {
-        let record = self.record(key).await?;
-        // Whether the attempt still holds the key is the store's to say, in one step with the end.
-        let Some(record) = record.filter(|r| r.attempt_id == attempt) else {
-            return Err(self.lost(key, attempt, None));
-        };
+    ) -> Result<(Ttl, Duration), Error> {
         let ttl = match (ttl, record.tags.get(TTL_TAG).map(String::as_str)) {
             (Some(ttl), _) => ttl,
             (None, Some("never")) => Ttl::Never,
@@ -399,7 +419,7 @@ impl Hapax {
             Some(duration) => duration,
             None => self.inner.store.now().await?.since(record.started_at),
         };
-        Ok((record.fingerprint, ttl, duration))
+        Ok((ttl, duration))
     }
 
     async fn too_large(&self, key: &Key, attempt: AttemptId, result: &Json) -> Result<RemoteEnded, Error> {

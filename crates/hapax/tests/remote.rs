@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use hapax::store::memory::MemoryStore;
 use hapax::{
-    Action, AttemptId, Error, Hapax, InFlight, Json, Key, ManualClock, OnDoubt, PolicyPatch, RemoteCall, RemoteClaim,
-    RemoteClaimed, RemoteEnd, State, TTL_TAG,
+    Action, AttemptId, Error, Hapax, InFlight, Json, Key, LEASE_TAG, ManualClock, OnDoubt, PolicyPatch, RemoteCall,
+    RemoteClaim, RemoteClaimed, RemoteEnd, State, TTL_TAG,
 };
 use serde_json::json;
 
@@ -104,6 +104,49 @@ async fn the_time_to_live_of_the_claim_holds_for_the_result() {
     let claim = begin(&hapax, &RemoteCall::new(action().tag(TTL_TAG, "60000"))).await;
     let ended = hapax.end_remote(&claim.key, claim.attempt, complete(&json!(1))).await.unwrap();
     assert_eq!(ended.expires_at.unwrap().since(ended.at), Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn another_end_of_an_attempt_that_has_ended_changes_nothing_and_is_replayed_to_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    for url in ["memory:".to_string(), format!("sqlite:{}", dir.path().join("h.db").display())] {
+        let hapax = Hapax::open(&url).await.unwrap();
+        let claim = begin(&hapax, &RemoteCall::new(action())).await;
+        let end = async |end| hapax.end_remote(&claim.key, claim.attempt, end).await;
+        let first = end(complete(&json!("first"))).await.unwrap();
+        let fail = RemoteEnd::Fail { error: "no".into(), ttl: None, duration: None };
+        for other in [complete(&json!("second")), fail] {
+            let error = end(other).await.unwrap_err();
+            assert!(matches!(error, Error::LostClaim { .. }), "{error}");
+        }
+        let again = end(complete(&json!("first"))).await.unwrap();
+        assert_eq!((again.at, again.expires_at, again.state), (first.at, first.expires_at, Some(State::Completed)));
+        let RemoteClaimed::Replay(replay) = hapax.claim_remote(&RemoteCall::new(action())).await.unwrap() else {
+            panic!("it is on record")
+        };
+        assert_eq!(replay.answer.unwrap().as_str(), "\"first\"");
+    }
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_names_no_lease_renews_the_one_that_was_claimed() {
+    let clock = ManualClock::new();
+    let store = Arc::new(MemoryStore::with_clock(Arc::new(clock.clone())));
+    let rule = PolicyPatch::new().lease(Duration::from_secs(600));
+    let hapax = Hapax::builder().store(store).policy_for("create_task", None, rule).build().await.unwrap();
+    let lease = async |claim: &RemoteClaim| {
+        let until = hapax.heartbeat_remote(&claim.key, claim.attempt, None).await.unwrap();
+        until.since(hapax.store().now().await.unwrap())
+    };
+    // As the server notes it for a claim that asks for one.
+    let asked =
+        begin(&hapax, &RemoteCall::new(action().key(Key::given("asked").unwrap()).tag(LEASE_TAG, "3600000"))).await;
+    assert_eq!(lease(&asked).await, Duration::from_secs(3600));
+    let ruled = Action::new("create_task", "trello").signal("s-2");
+    let ruled = begin(&hapax, &RemoteCall::new(ruled)).await;
+    assert_eq!((ruled.lease, lease(&ruled).await), (Duration::from_secs(600), Duration::from_secs(600)));
+    let stale = hapax.heartbeat_remote(&ruled.key, asked.attempt, None).await.unwrap_err();
+    assert!(matches!(stale, Error::LostClaim { .. }), "{stale}");
 }
 
 #[tokio::test]

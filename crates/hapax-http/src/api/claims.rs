@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use axum::extract::{FromRequestParts, Path, State};
 use axum::response::Response;
 use hapax::{
-    AttemptId, Error, InFlight, Key, RemoteCall, RemoteClaimed, RemoteEnd, Replay, State as KeyState, TTL_TAG, Ttl,
+    AttemptId, Error, InFlight, Key, LEASE_TAG, RemoteCall, RemoteClaimed, RemoteEnd, Replay, State as KeyState,
+    TTL_TAG, Ttl,
 };
 use http::request::Parts;
 use http::{HeaderValue, StatusCode, header};
@@ -163,6 +164,8 @@ fn call_of(request: ClaimRequest, max_wait: Duration, hapax: &hapax::Hapax) -> R
     }
     if let Some(Span(lease)) = request.lease {
         policy = policy.lease(lease);
+        // Its heartbeats may name none.
+        action = action.tag(LEASE_TAG, lease.as_millis().to_string());
     }
     if let Some(choice) = request.on_doubt {
         policy = policy.on_doubt(choice.into());

@@ -139,6 +139,12 @@ pub(super) struct EndedThere {
     pub(super) expires_at: Option<Timestamp>,
 }
 
+/// A record without what the server has noted on it for itself.
+pub(super) fn as_sent(mut record: Record) -> Record {
+    record.tags.remove(hapax::LEASE_TAG);
+    record
+}
+
 #[derive(serde::Deserialize)]
 pub(super) struct SettledThere {
     pub(super) record: Option<Box<Record>>,

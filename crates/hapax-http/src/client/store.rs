@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::HttpStore;
 use super::bodies::{
-    BeginBody, Claimed, CompleteBody, EndedThere, MarkBody, PageThere, SettleBody, SettledThere, at_most, keep, millis,
-    wire_text,
+    BeginBody, Claimed, CompleteBody, EndedThere, MarkBody, PageThere, SettleBody, SettledThere, as_sent, at_most,
+    keep, millis, wire_text,
 };
 use super::wire::{Resend, TRIES, is_problem};
 use crate::path::{encode, encode_key};
@@ -155,7 +155,7 @@ impl Store for HttpStore {
             match answer.status {
                 StatusCode::OK => {
                     let settled: SettledThere = self.wire.read(&answer)?;
-                    Ok(Settled::Done(settled.record))
+                    Ok(Settled::Done(settled.record.map(|record| Box::new(as_sent(*record)))))
                 }
                 // What was to be free is free.
                 StatusCode::NOT_FOUND if answer.unsure && verdict == "not_happened" => Ok(Settled::Done(None)),
@@ -260,7 +260,7 @@ impl Store for HttpStore {
                 return Err(self.wire.refused(&answer));
             }
             let page: PageThere = self.wire.read(&answer)?;
-            Ok(Page { records: page.records, next: page.next })
+            Ok(Page { records: page.records.into_iter().map(as_sent).collect(), next: page.next })
         })
     }
 

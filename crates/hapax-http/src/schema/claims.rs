@@ -151,7 +151,7 @@ pub struct HeartbeatRequest {
     /// The key.
     #[schema(value_type = String, min_length = 1, max_length = 512, pattern = "^[!-~]+$")]
     pub key: Key,
-    /// How long the attempt may be silent from now on; 1 s to 24 h. Default: the server's.
+    /// How long the attempt may be silent from now on; 1 s to 24 h. Default: as its claim asked for, else the server's.
     pub lease: Option<Span>,
 }
 
