@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use hapax::store::sealed::{KeyRing, SealedStore, sealed_with};
-use hapax::store::{Filter, Settlement, Store};
-use hapax::{Action, ActionError, Claimed, Error, Hapax, Json, Key, Ttl};
+use hapax::store::{Around, Filter, Settlement, Store, StoreFuture};
+use hapax::{Action, ActionError, Claimed, Error, Hapax, Json, Key, Timestamp, Ttl};
 use serde_json::json;
 
 async fn on(store: &Arc<dyn Store>, ring: KeyRing) -> Hapax {
@@ -85,4 +85,58 @@ async fn a_sealed_result_cannot_be_moved_to_another_key() {
     for bad in ["", "a:b", "a b", &"x".repeat(33)] {
         assert!(KeyRing::new(bad, [0; 32]).is_err());
     }
+}
+
+#[tokio::test]
+async fn a_missing_key_hides_what_it_sealed_and_undoes_nothing() {
+    let store = hapax::store::open("memory:").await.unwrap();
+    let old = on(&store, ring("old", 1)).await;
+    let Claimed::Started(claim) = old.claim(&Action::new("d", "x").params(json!({"card": "SECRET"}))).await.unwrap()
+    else {
+        panic!("it is free")
+    };
+    let doubtful = claim.key().clone();
+    claim.doubt("SECRET").await.unwrap();
+    old.mark_executed(&Key::given("m").unwrap(), "SECRET", None).await.unwrap();
+    let new = on(&store, ring("new", 2)).await;
+    new.mark_executed(&Key::given("readable").unwrap(), "shown", None).await.unwrap();
+    // Listed, with what opens.
+    let page = new.records(Filter::default(), None, 10).await.unwrap();
+    assert_eq!(page.records.len(), 3);
+    for record in page.records {
+        match record.key.as_str() {
+            "readable" => assert_eq!(record.result.unwrap().to_value(), "shown"),
+            "m" => assert!(record.result.is_none(), "{record:?}"),
+            _ => assert!(record.params.is_none() && record.error.unwrap().contains("key \"old\""), "why is sealed"),
+        }
+    }
+    // Settled, and told so.
+    let settlement = Settlement::Happened { result: Json::of("it did").unwrap(), ttl: Ttl::Never };
+    let settled = new.settle(&doubtful, settlement).await.unwrap().unwrap();
+    assert_eq!((settled.result.unwrap().to_value(), settled.params), (json!("it did"), None));
+    // A replay would need the result: that is an error still.
+    assert!(new.record(&Key::given("m").unwrap()).await.is_err());
+}
+
+/// A store that is asked for the time of its last answer alone.
+#[derive(Debug)]
+struct Remembers(Arc<dyn Store>);
+
+impl Around for Remembers {
+    fn within(&self) -> &dyn Store {
+        &*self.0
+    }
+    fn now(&self) -> StoreFuture<'_, Timestamp> {
+        panic!("that would be a round trip")
+    }
+    fn recent_now(&self) -> StoreFuture<'_, Timestamp> {
+        Box::pin(std::future::ready(Ok(Timestamp::from_millis(7))))
+    }
+}
+
+#[tokio::test]
+async fn a_wrapper_asks_for_the_time_as_it_is_asked() {
+    let store = Arc::new(Remembers(hapax::store::open("memory:").await.unwrap()));
+    let sealed = SealedStore::new(store, ring("a", 1));
+    assert_eq!(Store::recent_now(&sealed).await.unwrap().as_millis(), 7);
 }

@@ -165,6 +165,9 @@ impl<W: Around> Store for W {
     fn now(&self) -> StoreFuture<'_, Timestamp> {
         Around::now(self)
     }
+    fn recent_now(&self) -> StoreFuture<'_, Timestamp> {
+        Around::recent_now(self)
+    }
     fn begin(&self, begin: Begin) -> StoreFuture<'_, Begun> {
         Around::begin(self, begin)
     }

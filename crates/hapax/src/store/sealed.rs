@@ -154,17 +154,25 @@ impl SealedStore {
         }
     }
 
-    fn open(&self, record: &mut Record) -> Result<(), StoreError> {
+    fn open_result(&self, record: &mut Record) -> Result<(), StoreError> {
         if let Some(result) = &record.result
             && let Some(plain) = self.open_json(result, record, "result")?
         {
             record.result = Some(plain);
         }
+        Ok(())
+    }
+
+    fn open_params(&self, record: &mut Record) -> Result<(), StoreError> {
         if let Some(params) = &record.params
             && let Some(plain) = self.open_json(params, record, "params")?
         {
             record.params = Some(plain);
         }
+        Ok(())
+    }
+
+    fn open_error(&self, record: &mut Record) -> Result<(), StoreError> {
         if let Some(error) = &record.error {
             let opened = self.ring.open(error, &bound(&record.namespace, &record.key, "error"));
             let opened = opened.map_err(|message| StoreError::Damaged {
@@ -176,6 +184,31 @@ impl SealedStore {
             }
         }
         Ok(())
+    }
+
+    fn open(&self, record: &mut Record) -> Result<(), StoreError> {
+        self.open_result(record)?;
+        self.open_params(record)?;
+        self.open_error(record)
+    }
+
+    /// What opens, opened; the rest is left out, and named where an error's text stands. For a record of which nothing
+    /// is at stake: it is listed, or what was asked of it has been done.
+    fn open_what_opens(&self, record: &mut Record) {
+        if self.open_result(record).is_err() {
+            record.result = None;
+        }
+        if self.open_params(record).is_err() {
+            record.params = None;
+        }
+        if let Err(error) = self.open_error(record) {
+            record.error = Some(error.to_string());
+        }
+    }
+
+    fn opened_as_it_may(&self, mut record: Box<Record>) -> Box<Record> {
+        self.open_what_opens(&mut record);
+        record
     }
 
     fn opened(&self, mut record: Box<Record>) -> Result<Box<Record>, StoreError> {
@@ -233,7 +266,8 @@ impl Around for SealedStore {
                 Settlement::NotHappened => Settlement::NotHappened,
             };
             Ok(match self.store.settle(namespace, key, attempt, settlement).await? {
-                Settled::Done(record) => Settled::Done(record.map(|r| self.opened(r)).transpose()?),
+                // It is done: what cannot be read of it does not undo that.
+                Settled::Done(record) => Settled::Done(record.map(|r| self.opened_as_it_may(r))),
                 Settled::NotInDoubt(record) => Settled::NotInDoubt(record.map(|r| self.opened(r)).transpose()?),
             })
         })
@@ -247,7 +281,7 @@ impl Around for SealedStore {
             }
             Ok(match self.store.mark(mark).await? {
                 Marked::Recorded { record, expired, evicted } => {
-                    Marked::Recorded { record: self.opened(record)?, expired, evicted }
+                    Marked::Recorded { record: self.opened_as_it_may(record), expired, evicted }
                 }
                 Marked::Exists(record) => Marked::Exists(self.opened(record)?),
             })
@@ -276,7 +310,8 @@ impl Around for SealedStore {
     ) -> StoreFuture<'_, Page> {
         Box::pin(async move {
             let mut page = self.store.query(namespace, filter, cursor, limit).await?;
-            page.records.iter_mut().try_for_each(|record| self.open(record))?;
+            // One record whose key is missing must not hide all the others.
+            page.records.iter_mut().for_each(|record| self.open_what_opens(record));
             Ok(page)
         })
     }
