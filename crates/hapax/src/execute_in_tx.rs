@@ -26,6 +26,8 @@ use crate::{Action, ActionError, Error, ErrorClass, Hapax, Json, Outcome, Policy
 
 /// How long a transaction may last when the policy sets no time limit.
 const LIMIT: Duration = Duration::from_secs(300);
+/// How long a rollback is waited for, before the connection is closed in its place.
+const ROLLBACK_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the action of [`Hapax::execute_in_tx`] returns.
 pub type TxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ActionError>> + Send + 'a>>;
@@ -179,9 +181,10 @@ impl Call<'_> {
         let (value, json) = match ran {
             Ran::Ready(ready) => ready,
             other => {
-                // Should even this fail, the connection is closed, which rolls back too.
-                let rolled_back = tx.rollback().await.is_ok();
-                if rolled_back {
+                // Should even this fail, the connection is closed and what it does cancelled, which rolls back too. So it
+                // is when the time is over: the statement that took it may take as much again.
+                let limit = if matches!(other, Ran::TimedOut) { Duration::ZERO } else { ROLLBACK_LIMIT };
+                if self.within(limit, tx.rollback()).await.is_some_and(|rolled_back| rolled_back.is_ok()) {
                     session.is_clean();
                 }
                 drop(session);
@@ -271,11 +274,16 @@ impl Call<'_> {
                 }
             }
         };
-        let mut acting = pin!(acting);
-        let mut over = self.store.sleep(self.limit);
-        std::future::poll_fn(|cx| match acting.as_mut().poll(cx) {
-            std::task::Poll::Ready(ran) => std::task::Poll::Ready(ran),
-            std::task::Poll::Pending => over.as_mut().poll(cx).map(|_| Ran::TimedOut),
+        self.within(self.limit, acting).await.unwrap_or(Ran::TimedOut)
+    }
+
+    /// What the future gives, unless the time is over first.
+    async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        let mut over = self.store.sleep(limit);
+        std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+            std::task::Poll::Ready(given) => std::task::Poll::Ready(Some(given)),
+            std::task::Poll::Pending => over.as_mut().poll(cx).map(|_| None),
         })
         .await
     }

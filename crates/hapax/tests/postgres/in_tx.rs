@@ -163,20 +163,33 @@ async fn a_serializable_transaction_completes_too() {
     assert_eq!(done.value, 1);
 }
 
+/// That the server is not busy with what has this in its text any more, long before that ends by itself.
+async fn is_cancelled(text: &str) {
+    let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = '{text}'");
+    let until = Instant::now() + Duration::from_secs(10);
+    while count(server(), &sql).await > 0 {
+        assert!(Instant::now() < until, "the server still does {text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_transaction_past_its_limit_is_rolled_back_and_the_key_free() {
     let url = url();
     let hapax = manager(&url).await;
     let slow = action(1).policy(PolicyPatch::new().time_limit(Some(Duration::from_millis(200))));
+    let began = Instant::now();
     let failed = hapax
         .execute_in_tx(&slow, |tx, _| {
             Box::pin(async move {
-                tx.batch_execute("SELECT pg_sleep(5)").await?;
+                tx.batch_execute("SELECT pg_sleep(61)").await?;
                 Ok(1)
             })
         })
         .await;
     assert!(matches!(&failed, Err(Error::Action { class: ErrorClass::Retryable, .. })), "{failed:?}");
+    assert!(began.elapsed() < Duration::from_secs(20), "the statement was waited for: {:?}", began.elapsed());
+    is_cancelled("SELECT pg_sleep(61)").await;
     assert!(hapax.record(&slow.generate_key().unwrap()).await.unwrap().is_none());
 }
 
@@ -191,7 +204,7 @@ async fn a_dropped_call_frees_its_key() {
             .execute_in_tx(&action(1), |tx, _| {
                 Box::pin(async move {
                     tx.batch_execute(&sql).await?;
-                    tx.batch_execute("SELECT pg_sleep(20)").await?;
+                    tx.batch_execute("SELECT pg_sleep(62)").await?;
                     Ok(1)
                 })
             })
@@ -200,6 +213,7 @@ async fn a_dropped_call_frees_its_key() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     call.abort();
     let _ = call.await;
+    is_cancelled("SELECT pg_sleep(62)").await;
     assert!(!book(&hapax, &action(1), &table).await.unwrap());
     assert_eq!(count(server(), &format!("SELECT count(*) FROM {table}")).await, 1);
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hapax::store::Store;
-use hapax::{Action, Hapax, InFlight, PolicyPatch, Source};
+use hapax::store::{OnFull, Store};
+use hapax::{Action, Error, Hapax, InFlight, PolicyPatch, Source};
 use hapax_servers::process::local;
 use hapax_servers::proxy::Proxy;
 
@@ -113,6 +113,29 @@ async fn two_hosts_whose_clocks_are_an_hour_apart_agree() {
     assert!(other.record(&key).await.unwrap().is_none(), "and now none");
     let again = other.execute(&brief, |_| async { Ok(2) }).await.unwrap();
     assert_eq!((again.value, again.is_replay()), (2, false));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn managers_that_share_a_store_keep_to_their_own_limits() {
+    let store: Arc<dyn Store> = Arc::new(open(&url()).await);
+    let tight = Hapax::builder().store(store.clone()).namespace("tight").max_entries(4).on_full(OnFull::Reject);
+    let (tight, free) = (tight.build().await.unwrap(), Hapax::builder().store(store).namespace("free"));
+    let free = free.build().await.unwrap();
+    for n in 0..4 {
+        free.execute(&action(n), |_| async { Ok(n) }).await.unwrap();
+    }
+    // At once, so that they come into the same batches.
+    let calls = (4..84).map(|n| {
+        let hapax = if n % 2 == 0 { tight.clone() } else { free.clone() };
+        tokio::spawn(async move { (n, hapax.execute(&action(n), |_| async move { Ok(n) }).await) })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        let (n, answer) = call.await.unwrap();
+        match answer {
+            Ok(_) => assert_eq!(n % 2, 1, "{n} is over the limit"),
+            Err(error) => assert!(n % 2 == 0 && matches!(error, Error::Capacity { .. }), "{n}: {error}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -33,7 +33,8 @@ pub(super) async fn step(shared: &Arc<Shared>, session: &Session, jobs: &mut Vec
     take_over(shared, session, jobs).await?;
     // In the order of their hashes: see the statement.
     jobs.sort_unstable_by_key(|job| job.common.hash);
-    let capacity = jobs.iter().find_map(|job| job.op.capacity);
+    // They are alike in it, see [`Job::goes_with`](super::queue::Job::goes_with).
+    let capacity = jobs.first().and_then(|job| job.op.capacity);
     if let Some(capacity) = capacity.filter(|capacity| !shared.room.is_ample(*capacity, jobs.len())) {
         return room::begin_within(shared, session, jobs, capacity).await;
     }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::{Host, TargetSessionAttrs};
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Client, Config, Connection};
+use tokio_postgres::{CancelToken, Client, Config, Connection};
 
 use super::Shared;
 use super::error::{io_error, store_error};
@@ -71,28 +71,10 @@ type Dialled = (Client, Connection<Wire, tls::Stream<Wire>>, Option<SocketAddr>,
 /// Begins with the host at place `first`; also tells the local address of a TCP connection, and the host's place.
 pub(super) async fn dial(shared: &Arc<Shared>, config: &Config, first: usize) -> Result<Dialled, StoreError> {
     let mut last = None;
-    let names = config.get_hosts();
-    let numbers = config.get_hostaddrs();
-    let ports = config.get_ports();
+    let (names, numbers) = (config.get_hosts(), config.get_hostaddrs());
     for i in first..names.len().max(numbers.len()) {
-        let port = ports.get(i).or_else(|| ports.first()).copied().unwrap_or(5432);
-        let (name, wires) = match (names.get(i), numbers.get(i)) {
-            (Some(Host::Unix(dir)), None) => {
-                let path = dir.join(format!(".s.PGSQL.{port}"));
-                let opened = UnixStream::connect(&path).await.map(|s| (Wire::Unix(s), None));
-                (path.display().to_string(), opened)
-            }
-            (name, Some(address)) => {
-                let shown = match name {
-                    Some(Host::Tcp(name)) => name.clone(),
-                    _ => address.to_string(),
-                };
-                (shown, tcp(SocketAddr::new(*address, port)).await)
-            }
-            (Some(Host::Tcp(name)), None) => (name.clone(), named(name, port).await),
-            (None, None) => continue,
-        };
-        let (wire, local) = match wires {
+        let Some((name, port, opened)) = reach(config, i).await else { continue };
+        let (wire, local) = match opened {
             Ok(wire) => wire,
             Err(error) => {
                 last = Some(io_error(&shared.location, &format!("{name}, port {port}"), &error));
@@ -108,6 +90,38 @@ pub(super) async fn dial(shared: &Arc<Shared>, config: &Config, first: usize) ->
         store: shared.location.clone(),
         message: "no host is what target_session_attrs asks for; check that one of them is the primary".into(),
     }))
+}
+
+type Reached = (String, u16, io::Result<(Wire, Option<SocketAddr>)>);
+
+/// Opens a socket to the host at this place, and tells its name and port.
+async fn reach(config: &Config, place: usize) -> Option<Reached> {
+    let ports = config.get_ports();
+    let port = ports.get(place).or_else(|| ports.first()).copied().unwrap_or(5432);
+    Some(match (config.get_hosts().get(place), config.get_hostaddrs().get(place)) {
+        (Some(Host::Unix(dir)), None) => {
+            let path = dir.join(format!(".s.PGSQL.{port}"));
+            let opened = UnixStream::connect(&path).await.map(|s| (Wire::Unix(s), None));
+            (path.display().to_string(), port, opened)
+        }
+        (name, Some(address)) => {
+            let shown = match name {
+                Some(Host::Tcp(name)) => name.clone(),
+                _ => address.to_string(),
+            };
+            (shown, port, tcp(SocketAddr::new(*address, port)).await)
+        }
+        (Some(Host::Tcp(name)), None) => (name.clone(), port, named(name, port).await),
+        (None, None) => return None,
+    })
+}
+
+/// Asks the host at this place to stop what the connection of this token does.
+pub(super) async fn cancel(shared: &Arc<Shared>, place: usize, token: &CancelToken) -> Result<(), StoreError> {
+    let Some((name, port, opened)) = reach(&shared.options.config, place).await else { return Ok(()) };
+    let (wire, _) = opened.map_err(|e| io_error(&shared.location, &format!("{name}, port {port}"), &e))?;
+    let connect = tls_for(shared, &name)?;
+    token.cancel_query_raw(wire, connect).await.map_err(|e| store_error(&shared.location, &e))
 }
 
 /// The first address of a name that answers.
@@ -135,11 +149,15 @@ async fn tcp(address: SocketAddr) -> io::Result<(Wire, Option<SocketAddr>)> {
     Ok((Wire::Tcp(stream), local))
 }
 
+fn tls_for(shared: &Shared, name: &str) -> Result<tls::Connect, StoreError> {
+    let bad_name = |_| StoreError::BadRequest { message: format!("{name:?} is no host name that TLS can verify") };
+    MakeTlsConnect::<Wire>::make_tls_connect(&mut shared.tls.clone(), name).map_err(bad_name)
+}
+
 type Greeted = (Client, Connection<Wire, tls::Stream<Wire>>);
 
 async fn hello(shared: &Arc<Shared>, config: &Config, name: &str, wire: Wire) -> Result<Greeted, StoreError> {
-    let bad_name = |_| StoreError::BadRequest { message: format!("{name:?} is no host name that TLS can verify") };
-    let connect = MakeTlsConnect::<Wire>::make_tls_connect(&mut shared.tls.clone(), name).map_err(bad_name)?;
+    let connect = tls_for(shared, name)?;
     config.connect_raw(wire, connect).await.map_err(|e| store_error(&shared.location, &e))
 }
 

@@ -65,6 +65,10 @@ pub(super) trait Job: Send + Sized {
     type Answer;
     fn attempt(&self) -> AttemptId;
     fn bytes(&self) -> usize;
+    /// Whether one statement may do both.
+    fn goes_with(&self, _other: &Self) -> bool {
+        true
+    }
     fn common(&self) -> &Common<Self::Answer>;
     fn common_mut(&mut self) -> &mut Common<Self::Answer>;
     fn into_common(self) -> Common<Self::Answer>;
@@ -85,6 +89,10 @@ impl Job for BeginJob {
     }
     fn bytes(&self) -> usize {
         self.op.params.as_ref().map_or(0, |p: &Json| p.as_str().len())
+    }
+    fn goes_with(&self, other: &Self) -> bool {
+        // Managers that share a store may have limits of their own.
+        self.op.capacity == other.op.capacity
     }
     fn common(&self) -> &Common<Begun> {
         &self.common
@@ -157,7 +165,7 @@ pub(super) struct Batch {
     pub(super) ends: Vec<EndJob>,
 }
 
-/// Takes from the front: distinct attempts, within the limits. What is skipped stays in order.
+/// Takes from the front: distinct attempts that go together, within the limits. What is skipped stays in order.
 fn take<J: Job>(lane: &mut VecDeque<J>) -> Vec<J> {
     let mut taken = Vec::new();
     let mut seen: HashSet<AttemptId, foldhash::fast::RandomState> = HashSet::default();
@@ -167,7 +175,7 @@ fn take<J: Job>(lane: &mut VecDeque<J>) -> Vec<J> {
         && (taken.is_empty() || bytes < BATCH_BYTES)
         && let Some(job) = lane.pop_front()
     {
-        if seen.insert(job.attempt()) {
+        if taken.first().is_none_or(|first| job.goes_with(first)) && seen.insert(job.attempt()) {
             bytes = bytes.saturating_add(job.bytes());
             taken.push(job);
         } else {

@@ -35,6 +35,8 @@ pub(super) struct Session {
     pub(super) client: Client,
     /// Whether no pooler stands between.
     pub(super) direct: bool,
+    /// At which of the hosts it ends.
+    pub(super) place: usize,
     // A short critical section that never awaits.
     prepared: Mutex<Vec<Option<Statement>>>,
 }
@@ -120,7 +122,7 @@ async fn open_unlimited(shared: &Arc<Shared>, config: &Config, purpose: Purpose)
             first = at + 1;
             continue;
         }
-        return greeted(shared, client, local, purpose).await;
+        return greeted(shared, client, local, at, purpose).await;
     }
     Err(StoreError::Unavailable {
         store: shared.location.clone(),
@@ -132,6 +134,7 @@ async fn greeted(
     shared: &Arc<Shared>,
     client: Client,
     local: Option<SocketAddr>,
+    place: usize,
     purpose: Purpose,
 ) -> Result<Session, StoreError> {
     let failed = |e: &tokio_postgres::Error| store_error(&shared.location, e);
@@ -140,7 +143,7 @@ async fn greeted(
         Prepare::Never => false,
         Prepare::Auto => is_direct(&client, local).await.map_err(|e| failed(&e))?,
     };
-    let session = Session { client, direct, prepared: Mutex::new(Vec::new()) };
+    let session = Session { client, direct, place, prepared: Mutex::new(Vec::new()) };
     if direct {
         set_up(shared, &session, purpose).await.map_err(|e| failed(&e))?;
     } else if shared.options.synchronous_commit.is_some() {

@@ -24,6 +24,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{IsolationLevel, Transaction};
 use uuid::Uuid;
 
+use super::dial::cancel;
 use super::error::{Failed, Meaning, answer_lost, meaning, store_error, timed_out};
 use super::queue::BeginJob;
 use super::row::{COMPLETED, hash_of, lock_of, millis, read, ttl_millis, uuid};
@@ -54,10 +55,20 @@ pub(crate) struct TxSession {
 
 impl Drop for TxSession {
     fn drop(&mut self) {
-        // One that was left in the middle of something is closed, which rolls back.
-        if let Some(session) = self.session.take().filter(|s| self.clean && !s.is_closed()) {
+        let Some(session) = self.session.take().filter(|session| !session.is_closed()) else { return };
+        if self.clean {
             self.shared.txs.idle.lock().push(session);
+            return;
         }
+        // One that was left in the middle of something is closed, which rolls back; but not before the statement ends
+        // that it is in, and until then the server holds its locks.
+        let (shared, token, place) = (self.shared.clone(), session.client.cancel_token(), session.place);
+        self.shared.handle.spawn(async move {
+            let cancelled = tokio::time::timeout(shared.options.command_limit, cancel(&shared, place, &token)).await;
+            if let Ok(Err(error)) = cancelled {
+                tracing::debug!(%error, "a statement could not be cancelled: its locks are held until it ends");
+            }
+        });
     }
 }
 
