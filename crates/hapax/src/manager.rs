@@ -93,6 +93,14 @@ const SWEEP_BATCH: usize = 1_000;
 /// The most keys that [`Hapax::keys`] returns.
 const MAX_KEYS: usize = 1_000_000;
 
+/// That a result is kept for some time: one that is not answers nobody, and the action would run again.
+pub(crate) fn is_kept(ttl: Ttl) -> Result<(), Error> {
+    match ttl {
+        Ttl::For(Duration::ZERO) => Err(Error::Config { message: "ttl is zero: give a duration or `never`".into() }),
+        _ => Ok(()),
+    }
+}
+
 /// A fingerprint that fits any params: of records marked by key alone.
 pub(crate) fn unknown_fingerprint() -> Fingerprint {
     Fingerprint::from_bytes([0; 32])
@@ -184,7 +192,7 @@ impl Hapax {
     ///
     /// # Errors
     /// [`Error::InFlight`] under someone's live attempt; [`Error::Config`] when
-    /// the result is larger than the limit; [`Error::Store`].
+    /// the result is larger than the limit or its time to live is zero; [`Error::Store`].
     #[doc(alias = "markExecuted")]
     pub async fn mark_executed<T: Serialize + ?Sized>(
         &self,
@@ -224,6 +232,7 @@ impl Hapax {
                 ),
             });
         }
+        is_kept(mark.ttl)?;
         let key = mark.key.clone();
         match self.inner.store.mark(mark).await? {
             Marked::Exists(record) if record.state == State::InProgress => Err(Error::InFlight {
@@ -278,7 +287,8 @@ impl Hapax {
         attempt: Option<AttemptId>,
         settlement: Settlement,
     ) -> Result<Option<Record>, Error> {
-        if let Settlement::Happened { result, .. } = &settlement {
+        if let Settlement::Happened { result, ttl } = &settlement {
+            is_kept(*ttl)?;
             let limit = self.inner.config.read().max_result_bytes;
             if result.as_str().len() > limit {
                 return Err(Error::Config {

@@ -17,7 +17,7 @@ use crate::action::Identified;
 use crate::claim::Before;
 use crate::config::validate_policy;
 use crate::execute::{Acquired, Holder, Start};
-use crate::manager::unknown_fingerprint;
+use crate::manager::{is_kept, unknown_fingerprint};
 use crate::recent::{Answer, Entry};
 use crate::stats::bump;
 use crate::store::{Beat, End, Ended, Liveness, Mark, Marked};
@@ -412,9 +412,7 @@ impl Hapax {
                 None => self.config().policy_for(&record.action_type, &record.target).ttl,
             },
         };
-        if ttl == Ttl::For(Duration::ZERO) {
-            return Err(Error::Config { message: "ttl is zero: give a duration or `never`".into() });
-        }
+        is_kept(ttl)?;
         let duration = match duration {
             Some(duration) => duration,
             None => self.inner.store.now().await?.since(record.started_at),

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hapax::store::Settlement;
 use hapax::store::memory::MemoryStore;
 use hapax::{
     Action, AttemptId, Error, Hapax, InFlight, Json, Key, LEASE_TAG, ManualClock, OnDoubt, PolicyPatch, RemoteCall,
-    RemoteClaim, RemoteClaimed, RemoteEnd, State, TTL_TAG,
+    RemoteClaim, RemoteClaimed, RemoteEnd, State, TTL_TAG, Ttl,
 };
 use serde_json::json;
 
@@ -147,6 +148,25 @@ async fn a_heartbeat_that_names_no_lease_renews_the_one_that_was_claimed() {
     assert_eq!((ruled.lease, lease(&ruled).await), (Duration::from_secs(600), Duration::from_secs(600)));
     let stale = hapax.heartbeat_remote(&ruled.key, asked.attempt, None).await.unwrap_err();
     assert!(matches!(stale, Error::LostClaim { .. }), "{stale}");
+}
+
+#[tokio::test]
+async fn a_result_that_would_be_kept_for_no_time_is_refused_however_it_comes() {
+    let (hapax, _) = on_clock().await;
+    let claim = begin(&hapax, &RemoteCall::new(action())).await;
+    let none = Some(Ttl::For(Duration::ZERO));
+    let one = Json::of(&1).unwrap();
+    hapax.end_remote(&claim.key, claim.attempt, RemoteEnd::Doubt { reason: "?".into() }).await.unwrap();
+    let happened = Settlement::Happened { result: one.clone(), ttl: Ttl::For(Duration::ZERO) };
+    let marked = RemoteCall::new(Action::new("a", "t").key(Key::given("m").unwrap()));
+    for error in [
+        hapax.settle(&claim.key, happened).await.unwrap_err(),
+        hapax.mark_executed(&claim.key, &1, none).await.unwrap_err(),
+        hapax.mark_remote(&marked, one, none).await.unwrap_err(),
+    ] {
+        assert!(matches!(&error, Error::Config { message } if message.contains("ttl is zero")), "{error}");
+    }
+    assert_eq!(hapax.record(&claim.key).await.unwrap().unwrap().state, State::InDoubt, "nothing is settled");
 }
 
 #[tokio::test]

@@ -176,10 +176,10 @@ impl Store for HttpStore {
             match answer.status {
                 StatusCode::CREATED => {
                     // What went for it, the server counts.
-                    Ok(Marked::recorded(self.wire.read(&answer)?))
+                    Ok(Marked::recorded(Box::new(as_sent(self.wire.read(&answer)?))))
                 }
                 StatusCode::OK | StatusCode::CONFLICT if answer.unsure => Err(self.wire.not_its_own()),
-                StatusCode::OK => Ok(Marked::Exists(self.wire.read(&answer)?)),
+                StatusCode::OK => Ok(Marked::Exists(Box::new(as_sent(self.wire.read(&answer)?)))),
                 StatusCode::CONFLICT => match self.record(&mark.namespace, &mark.key).await? {
                     Some(record) => Ok(Marked::Exists(record)),
                     None => Err(StoreError::Busy { store: self.wire.location.clone(), waited: Duration::ZERO }),

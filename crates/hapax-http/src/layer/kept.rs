@@ -11,7 +11,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use super::hop::is_hop_by_hop;
 
@@ -75,21 +76,31 @@ impl Serialize for Kept {
 
 impl<'de> Deserialize<'de> for Kept {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let stored = Stored::deserialize(d)?;
-        let status = StatusCode::from_u16(stored.status).map_err(de::Error::custom)?;
-        let mut headers = HeaderMap::with_capacity(stored.headers.len());
-        for (name, value) in stored.headers {
-            let bytes: Result<Vec<u8>, _> = value.chars().map(|c| u8::try_from(u32::from(c))).collect();
-            let value = HeaderValue::from_bytes(&bytes.map_err(de::Error::custom)?).map_err(de::Error::custom)?;
-            headers.append(HeaderName::try_from(name).map_err(de::Error::custom)?, value);
-        }
-        let body = match (stored.body, stored.body_base64) {
-            (Some(text), _) => Bytes::from(text.into_owned()),
-            (None, Some(text)) => Bytes::from(STANDARD.decode(text).map_err(de::Error::custom)?),
-            (None, None) => Bytes::new(),
-        };
-        Ok(Self(Arc::new(Parts { status, headers, body })))
+        let recorded = Box::<RawValue>::deserialize(d)?;
+        let parts = serde_json::from_str(recorded.get()).ok().and_then(parts_of);
+        Ok(Self(Arc::new(parts.unwrap_or_else(|| foreign(&recorded)))))
     }
+}
+
+fn parts_of(stored: Stored<'_>) -> Option<Parts> {
+    let mut headers = HeaderMap::with_capacity(stored.headers.len());
+    for (name, value) in stored.headers {
+        let bytes: Result<Vec<u8>, _> = value.chars().map(|c| u8::try_from(u32::from(c))).collect();
+        headers.append(HeaderName::try_from(name).ok()?, HeaderValue::from_bytes(&bytes.ok()?).ok()?);
+    }
+    let body = match (stored.body, stored.body_base64) {
+        (Some(text), _) => Bytes::from(text.into_owned()),
+        (None, Some(text)) => Bytes::from(STANDARD.decode(text).ok()?),
+        (None, None) => Bytes::new(),
+    };
+    Some(Parts { status: StatusCode::from_u16(stored.status).ok()?, headers, body })
+}
+
+/// A result that was not recorded here, but by who settled or marked the key: it is the body, as the JSON that it is.
+fn foreign(result: &RawValue) -> Parts {
+    let mut headers = HeaderMap::with_capacity(1);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Parts { status: StatusCode::OK, headers, body: Bytes::copy_from_slice(result.get().as_bytes()) }
 }
 
 #[cfg(test)]
@@ -122,5 +133,17 @@ mod tests {
             assert_eq!(names, ["content-type", "x-two"]);
             assert_eq!(response.headers().get_all("x-two").iter().nth(1).unwrap().as_bytes(), b"caf\xe9");
         }
+    }
+
+    #[test]
+    fn a_result_of_whoever_settled_the_key_is_its_json() {
+        for text in ["\"paid\"", "{\"id\":9007199254740993}", "null", "{\"status\":99,\"headers\":[]}", "[1.10]"] {
+            let response = serde_json::from_str::<Kept>(text).unwrap().response();
+            assert_eq!((response.status(), response.body()), (StatusCode::OK, &Bytes::from(text)));
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+        }
+        let chosen = r#"{"status":201,"headers":[["content-type","text/plain"]],"body":"ok"}"#;
+        let response = serde_json::from_str::<Kept>(chosen).unwrap().response();
+        assert_eq!((response.status(), &response.body()[..]), (StatusCode::CREATED, &b"ok"[..]));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hapax::store::{OnFull, Store};
+use hapax::store::{OnFull, Store, StoreError};
 use hapax::{Action, Error, Hapax, InFlight, PolicyPatch, Source};
 use hapax_servers::process::local;
 use hapax_servers::proxy::Proxy;
@@ -133,7 +133,9 @@ async fn managers_that_share_a_store_keep_to_their_own_limits() {
         let (n, answer) = call.await.unwrap();
         match answer {
             Ok(_) => assert_eq!(n % 2, 1, "{n} is over the limit"),
-            Err(error) => assert!(n % 2 == 0 && matches!(error, Error::Capacity { .. }), "{n}: {error}"),
+            Err(error) => {
+                assert!(n % 2 == 0 && matches!(error, Error::Store(StoreError::Capacity { .. })), "{n}: {error}")
+            }
         }
     }
 }

@@ -67,6 +67,10 @@ pub(super) fn store_error(location: &str, error: &rusqlite::Error) -> StoreError
     match code(error) {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Busy { store, waited: BUSY_LIMIT },
         Some(ErrorCode::DiskFull) => StoreError::Full { store, message: said },
+        // The file beside it that processes share could not grow.
+        _ if extended(error) == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) => {
+            StoreError::Full { store, message: format!("{said} (its -shm file cannot grow)") }
+        }
         Some(ErrorCode::NotADatabase) => StoreError::Damaged {
             store,
             message: format!(
@@ -98,7 +102,11 @@ fn damaged(store: String, said: &str) -> StoreError {
 
 /// `SQLITE_ERROR`: an unsupported file format, no such table, and the like.
 fn is_generic(error: &rusqlite::Error) -> bool {
-    failure(error).is_some_and(|failure| failure.extended_code == rusqlite::ffi::SQLITE_ERROR)
+    extended(error) == Some(rusqlite::ffi::SQLITE_ERROR)
+}
+
+fn extended(error: &rusqlite::Error) -> Option<i32> {
+    failure(error).map(|failure| failure.extended_code)
 }
 
 /// Whether SQLite found its pages in order, and in them what this store never writes: a row that is always there is
@@ -118,11 +126,30 @@ fn is_foreign(error: &rusqlite::Error) -> bool {
 /// is sure to have undone it.
 pub(super) fn commit_error(location: &str, error: &rusqlite::Error) -> StoreError {
     match store_error(location, error) {
-        undone @ (StoreError::Full { .. } | StoreError::Busy { .. }) => undone,
+        undone @ StoreError::Busy { .. } => undone,
+        // The log may have it all when what leads to it has no room.
+        undone @ StoreError::Full { .. } if code(error) == Some(ErrorCode::DiskFull) => undone,
         // What helps is the same as when it is sure that nothing was written.
         StoreError::Damaged { store, message } | StoreError::Unavailable { store, message } => {
             StoreError::AnswerLost { store, message }
         }
         other => StoreError::AnswerLost { store: location.to_string(), message: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn no_room_for_what_processes_share_is_no_broken_disk_and_no_sure_undoing() {
+        let failed = |code| rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        let shm = failed(ffi::SQLITE_IOERR_SHMSIZE);
+        assert!(matches!(store_error("s", &shm), StoreError::Full { .. }));
+        assert!(matches!(commit_error("s", &shm), StoreError::AnswerLost { .. }));
+        assert!(matches!(commit_error("s", &failed(ffi::SQLITE_FULL)), StoreError::Full { .. }));
+        assert!(matches!(store_error("s", &failed(ffi::SQLITE_IOERR_READ)), StoreError::Unavailable { .. }));
     }
 }
