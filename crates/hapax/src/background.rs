@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::manager::Inner;
-use crate::store::{Beat, StoreError};
+use crate::store::{Beat, Store, StoreError};
 use crate::{AttemptId, Key};
 
 /// How often heartbeats and flushes are looked after.
@@ -60,18 +60,27 @@ impl Leases {
         self.map.lock().is_empty()
     }
 
-    fn due(&self) -> Vec<(AttemptId, Key, Duration)> {
+    /// The attempts whose heartbeat is due, those due longest first.
+    fn due(&self) -> Vec<AttemptId> {
+        let now = Instant::now();
+        let map = self.map.lock();
+        let mut due: Vec<_> = map.iter().filter(|(_, l)| l.due <= now).map(|(attempt, l)| (l.due, *attempt)).collect();
+        drop(map);
+        due.sort_unstable();
+        due.into_iter().map(|(_, attempt)| attempt).collect()
+    }
+
+    /// Takes these for a heartbeat, but for those that have ended meanwhile.
+    fn take(&self, attempts: &[AttemptId]) -> Vec<(AttemptId, Key, Duration)> {
         let now = Instant::now();
         let mut map = self.map.lock();
-        map.iter_mut()
-            .filter(|(_, l)| l.due <= now)
-            .take(MAX_BEATS)
-            .map(|(attempt, l)| {
-                // Tried again soon if the store fails; a success sets the real date.
-                l.due = now + l.lease / 10;
-                (*attempt, l.key.clone(), l.lease)
-            })
-            .collect()
+        let take = |attempt: &AttemptId| {
+            let l = map.get_mut(attempt)?;
+            // Tried again soon if the store fails; a success sets the real date.
+            l.due = now + l.lease / 10;
+            Some((*attempt, l.key.clone(), l.lease))
+        };
+        attempts.iter().filter_map(take).collect()
     }
 
     fn beaten(&self, attempt: AttemptId, beat: Beat) -> bool {
@@ -182,7 +191,7 @@ async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>
         let Some(inner) = manager.upgrade() else { break };
         if !inner.leases.is_empty() {
             worked = Instant::now();
-            beat(&inner).await;
+            beat(&inner.leases, &*inner.store, &inner.namespace).await;
         }
         if flushed.elapsed() >= FLUSH {
             flushed = Instant::now();
@@ -201,22 +210,31 @@ async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>
     let _ = tokio::time::timeout(DRAIN, async { while running.join_next().await.is_some() {} }).await;
 }
 
-async fn beat(inner: &Inner) {
-    let due = inner.leases.due();
-    if due.is_empty() {
-        return;
-    }
-    let beats = due.iter().map(|(attempt, key, lease)| (key.clone(), *attempt, *lease)).collect();
-    match inner.store.heartbeat(inner.namespace.clone(), beats).await {
-        Ok(answers) => {
-            for ((attempt, key, _), beat) in due.iter().zip(answers) {
-                if !inner.leases.beaten(*attempt, beat) {
-                    tracing::warn!(%key, %attempt, ?beat, "the attempt lost its lease; the action goes on but may not be recorded");
+/// Renews every lease that is due, [`MAX_BEATS`] in one request. Those that
+/// fall due meanwhile, or whose request failed, are left to the next time.
+async fn beat(leases: &Leases, store: &dyn Store, namespace: &Arc<str>) {
+    for chunk in leases.due().chunks(MAX_BEATS) {
+        let due = leases.take(chunk);
+        if due.is_empty() {
+            continue;
+        }
+        let beats = due.iter().map(|(attempt, key, lease)| (key.clone(), *attempt, *lease)).collect();
+        match store.heartbeat(namespace.clone(), beats).await {
+            Ok(answers) => {
+                for ((attempt, key, _), beat) in due.iter().zip(answers) {
+                    if !leases.beaten(*attempt, beat) {
+                        tracing::warn!(%key, %attempt, ?beat, "the attempt lost its lease; the action goes on but may not be recorded");
+                    }
                 }
             }
-        }
-        Err(error) => {
-            tracing::warn!(%error, attempts = due.len(), "heartbeat failed; tried again before the leases lapse")
+            Err(error) => {
+                tracing::warn!(%error, attempts = due.len(), "heartbeat failed; tried again before the leases lapse")
+            }
         }
     }
 }
+
+#[cfg(test)]
+#[path = "background_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;
