@@ -2,18 +2,19 @@
 //! cleanup, and the ends of attempts whose caller has gone.
 //!
 //! It has a runtime of its own, so that an action that blocks the caller's
-//! runtime cannot let its own lease lapse. It holds the manager weakly and ends
+//! runtime cannot let its own lease lapse. Heartbeats come first: whatever else
+//! it does, it does beside them, in tasks. It holds the manager weakly and ends
 //! with it, after it has finished what was handed to it (at most [`DRAIN`]).
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use crate::manager::Inner;
@@ -100,11 +101,70 @@ impl Leases {
     }
 }
 
+/// What is under way in the background: a shutdown waits for it.
+#[derive(Default)]
+pub(crate) struct Underway {
+    chores: AtomicUsize,
+    /// Told whenever a count falls to zero.
+    pub(crate) fewer: Notify,
+}
+
+impl Underway {
+    /// Flushes and sweeps that the thread has begun by itself.
+    pub(crate) fn chores(&self) -> usize {
+        self.chores.load(Ordering::SeqCst)
+    }
+
+    fn chore(self: &Arc<Self>) -> Counted {
+        Counted::new(self.clone(), |underway| &underway.chores)
+    }
+}
+
+/// Counted as under way until it is dropped.
+struct Counted {
+    underway: Arc<Underway>,
+    count: fn(&Underway) -> &AtomicUsize,
+}
+
+impl Counted {
+    fn new(underway: Arc<Underway>, count: fn(&Underway) -> &AtomicUsize) -> Self {
+        count(&underway).fetch_add(1, Ordering::SeqCst);
+        Self { underway, count }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if (self.count)(&self.underway).fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.underway.fewer.notify_waiters();
+        }
+    }
+}
+
+/// A chore of which there is one at a time: who has the turn may begin, and gives it back by dropping it.
+#[derive(Default)]
+struct Turns(Arc<AtomicBool>);
+
+struct Turn(Arc<AtomicBool>);
+
+impl Turns {
+    fn take(&self) -> Option<Turn> {
+        (!self.0.swap(true, Ordering::AcqRel)).then(|| Turn(self.0.clone()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 /// The handle by which the manager hands work to the thread.
 pub(crate) struct Background {
     jobs: mpsc::UnboundedSender<Job>,
     handle: tokio::runtime::Handle,
     asleep: Arc<AtomicBool>,
+    pub(crate) underway: Arc<Underway>,
 }
 
 impl Background {
@@ -121,7 +181,7 @@ impl Background {
         let (jobs, rx) = mpsc::unbounded_channel();
         let asleep = Arc::new(AtomicBool::new(false));
         let starter = Starter { runtime, rx, asleep: asleep.clone() };
-        Ok((Self { jobs, handle, asleep }, starter))
+        Ok((Self { jobs, handle, asleep, underway: Arc::default() }, starter))
     }
 
     pub(crate) fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
@@ -166,7 +226,9 @@ impl Starter {
 }
 
 async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>, asleep: Arc<AtomicBool>) {
-    let mut running: JoinSet<()> = JoinSet::new();
+    // Each task tells whether there was something to do.
+    let mut running: JoinSet<bool> = JoinSet::new();
+    let (flushes, sweeps) = (Turns::default(), Turns::default());
     let mut flushed = Instant::now();
     let mut worked = Instant::now();
     loop {
@@ -182,10 +244,15 @@ async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>
         };
         tokio::select! {
             job = jobs.recv() => match job {
-                Some(job) => { running.spawn(job); worked = Instant::now(); }
+                Some(job) => { running.spawn(async { job.await; true }); worked = Instant::now(); }
                 None => break,
             },
-            Some(_) = running.join_next(), if !running.is_empty() => continue,
+            Some(done) = running.join_next(), if !running.is_empty() => {
+                if matches!(done, Ok(true)) {
+                    worked = Instant::now();
+                }
+                continue;
+            }
             () = tokio::time::sleep(nap) => {}
         }
         let Some(inner) = manager.upgrade() else { break };
@@ -193,21 +260,62 @@ async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>
             worked = Instant::now();
             beat(&inner.leases, &*inner.store, &inner.namespace).await;
         }
-        if flushed.elapsed() >= FLUSH {
+        if flushed.elapsed() >= FLUSH
+            && let Some(turn) = flushes.take()
+        {
             flushed = Instant::now();
-            match inner.flush().await {
-                Ok(true) => worked = Instant::now(),
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "statistics could not be written; kept for the next time"),
+            // Counted before the look at what is closing, in the order opposite to a shutdown's.
+            let counted = inner.background.underway.chore();
+            if !inner.is_at_rest() {
+                running.spawn(flush(inner.clone(), turn, counted));
             }
         }
-        inner.clean_up_if_due().await;
+        if inner.cleanup_is_due()
+            && let Some(turn) = sweeps.take()
+        {
+            inner.set_next_cleanup();
+            running.spawn(clean_up(manager.clone(), turn, inner.background.underway.chore()));
+        }
     }
     // The manager is gone: what was handed over is still finished.
     while let Ok(job) = jobs.try_recv() {
-        running.spawn(job);
+        running.spawn(async {
+            job.await;
+            true
+        });
     }
     let _ = tokio::time::timeout(DRAIN, async { while running.join_next().await.is_some() {} }).await;
+}
+
+/// Carries the statistics to the store; tells whether there were any.
+async fn flush(inner: Arc<Inner>, _turn: Turn, _counted: Counted) -> bool {
+    inner.flush().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "statistics could not be written; kept for the next time");
+        false
+    })
+}
+
+/// Removes what has expired, until nothing is left, the manager is gone or shuts down.
+async fn clean_up(manager: Weak<Inner>, _turn: Turn, _counted: Counted) -> bool {
+    let mut gone = 0;
+    while let Some(inner) = manager.upgrade().filter(|inner| !inner.is_closing()) {
+        match inner.sweep_some().await {
+            Ok((some, more)) => {
+                gone += some;
+                if !more {
+                    break;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "automatic cleanup failed; tried again at the next turn");
+                return gone > 0;
+            }
+        }
+        // A store that answers without waiting must not keep the heartbeats waiting.
+        tokio::task::yield_now().await;
+    }
+    tracing::debug!(gone, "expired records removed");
+    gone > 0
 }
 
 /// Renews every lease that is due, [`MAX_BEATS`] in one request. Those that
