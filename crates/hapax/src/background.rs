@@ -8,7 +8,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -159,11 +159,47 @@ impl Drop for Turn {
     }
 }
 
+/// Wakes the thread when it sleeps for want of work.
+///
+/// Invariant: who has something to do for the thread leaves word of it first, then calls
+/// [`wake`](Self::wake); the thread says that it sleeps, then looks for such word once more. With a
+/// fence between the two on either side, one of them sees the other.
+#[derive(Clone)]
+pub(crate) struct Waker {
+    jobs: mpsc::UnboundedSender<Job>,
+    asleep: Arc<AtomicBool>,
+}
+
+impl Waker {
+    #[inline]
+    pub(crate) fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) {
+            self.asleep.store(false, Ordering::Relaxed);
+            self.nudge();
+        }
+    }
+
+    fn nudge(&self) {
+        let _ = self.jobs.send(Box::pin(std::future::ready(())));
+    }
+}
+
+/// Says that the thread sleeps, unless there is work after all.
+fn fall_asleep(asleep: &AtomicBool, work: impl FnOnce() -> bool) -> bool {
+    asleep.store(true, Ordering::Relaxed);
+    fence(Ordering::SeqCst);
+    let sleeps = !work();
+    if !sleeps {
+        asleep.store(false, Ordering::Relaxed);
+    }
+    sleeps
+}
+
 /// The handle by which the manager hands work to the thread.
 pub(crate) struct Background {
-    jobs: mpsc::UnboundedSender<Job>,
+    waker: Waker,
     handle: tokio::runtime::Handle,
-    asleep: Arc<AtomicBool>,
     pub(crate) underway: Arc<Underway>,
 }
 
@@ -181,11 +217,11 @@ impl Background {
         let (jobs, rx) = mpsc::unbounded_channel();
         let asleep = Arc::new(AtomicBool::new(false));
         let starter = Starter { runtime, rx, asleep: asleep.clone() };
-        Ok((Self { jobs, handle, asleep, underway: Arc::default() }, starter))
+        Ok((Self { waker: Waker { jobs, asleep }, handle, underway: Arc::default() }, starter))
     }
 
     pub(crate) fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
-        let _ = self.jobs.send(Box::pin(job));
+        let _ = self.waker.jobs.send(Box::pin(job));
     }
 
     /// The runtime whose timers this thread drives.
@@ -193,13 +229,15 @@ impl Background {
         &self.handle
     }
 
-    /// Wakes the thread if it sleeps for want of work.
+    /// Wakes the thread if it sleeps, to look at what there is to do.
     #[inline]
     pub(crate) fn wake(&self) {
-        if self.asleep.load(Ordering::Relaxed) {
-            self.asleep.store(false, Ordering::Relaxed);
-            self.spawn(std::future::ready(()));
-        }
+        self.waker.wake();
+    }
+
+    /// Lets the thread look anew at how long it may sleep.
+    pub(crate) fn nudge(&self) {
+        self.waker.nudge();
     }
 }
 
@@ -234,9 +272,8 @@ async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>
     loop {
         let nap = {
             let Some(inner) = manager.upgrade() else { break };
-            let idle = worked.elapsed() >= IDLE && inner.leases.is_empty() && running.is_empty();
-            if idle {
-                asleep.store(true, Ordering::Relaxed);
+            let idle = worked.elapsed() >= IDLE && running.is_empty();
+            if idle && fall_asleep(&asleep, || !inner.leases.is_empty()) {
                 inner.until_cleanup().unwrap_or(Duration::from_secs(60)).min(Duration::from_secs(60))
             } else {
                 TICK
@@ -255,6 +292,7 @@ async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>
             }
             () = tokio::time::sleep(nap) => {}
         }
+        asleep.store(false, Ordering::Relaxed);
         let Some(inner) = manager.upgrade() else { break };
         if !inner.leases.is_empty() {
             worked = Instant::now();

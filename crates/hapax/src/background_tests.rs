@@ -151,3 +151,17 @@ async fn a_shutdown_waits_for_a_flush_that_is_under_way_and_not_past_its_limit()
     assert_eq!(hapax.shutdown(Duration::from_millis(10)).await.unwrap().unfinished, 0);
     assert_eq!(store.asked("close"), 1);
 }
+
+#[test]
+fn who_falls_asleep_looks_once_more_after_saying_so() {
+    let asleep = AtomicBool::new(false);
+    // A lease that comes after the first look, from one who does not find the thread asleep yet.
+    let leases = Leases::default();
+    assert!(!fall_asleep(&asleep, || {
+        assert!(asleep.load(Ordering::Relaxed), "whoever comes from now on will wake it");
+        leases.add(AttemptId::new(), Key::given("key").unwrap(), TICK, Instant::now(), Arc::default());
+        !leases.is_empty()
+    }));
+    assert!(!asleep.load(Ordering::Relaxed));
+    assert!(fall_asleep(&asleep, || false) && asleep.load(Ordering::Relaxed));
+}

@@ -534,7 +534,7 @@ impl Hapax {
         *place = Arc::new(config);
         drop(place);
         // It may sleep until a date that is no longer the right one.
-        self.inner.background.spawn(std::future::ready(()));
+        self.inner.background.nudge();
         Ok(())
     }
 
@@ -731,12 +731,16 @@ impl Inner {
         Ok((gone, gone >= SWEEP_BATCH as u64))
     }
 
+    /// How long until the next sweep; none comes once the manager shuts down.
     pub(crate) fn until_cleanup(&self) -> Option<Duration> {
+        if self.is_closing() {
+            return None;
+        }
         (*self.next_cleanup.lock()).map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     pub(crate) fn cleanup_is_due(&self) -> bool {
-        !self.is_closing() && self.until_cleanup().is_some_and(|left| left.is_zero())
+        self.until_cleanup().is_some_and(|left| left.is_zero())
     }
 
     pub(crate) fn set_next_cleanup(&self) {
