@@ -728,7 +728,11 @@ impl Inner {
     pub(crate) async fn sweep_some(&self) -> Result<(u64, bool), Error> {
         let gone = self.store.sweep(SWEEP_BATCH).await?;
         self.gauges.expired_cleaned.fetch_add(gone, Ordering::Relaxed);
-        Ok((gone, gone >= SWEEP_BATCH as u64))
+        let more = gone >= SWEEP_BATCH as u64;
+        if !more {
+            self.recent.sweep(self.coarse_now(), self.store.epoch());
+        }
+        Ok((gone, more))
     }
 
     /// How long until the next sweep; none comes once the manager shuts down.

@@ -354,7 +354,7 @@ impl Hapax {
                     let mut entry = Entry::new(key.clone(), fingerprint, answer, at, duration_ms);
                     entry.epoch = epoch;
                     entry.until = inner.until(at, expires_at);
-                    inner.recent.insert(Arc::new(entry));
+                    inner.recent.insert(Arc::new(entry), inner.coarse_now());
                 }
                 Ok(RemoteEnded { at, expires_at, state, duration })
             }
