@@ -2,22 +2,23 @@
 //! cleanup, and the ends of attempts whose caller has gone.
 //!
 //! It has a runtime of its own, so that an action that blocks the caller's
-//! runtime cannot let its own lease lapse. It holds the manager weakly and ends
+//! runtime cannot let its own lease lapse. Heartbeats come first: whatever else
+//! it does, it does beside them, in tasks. It holds the manager weakly and ends
 //! with it, after it has finished what was handed to it (at most [`DRAIN`]).
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use crate::manager::Inner;
-use crate::store::{Beat, StoreError};
+use crate::store::{Beat, Store, StoreError};
 use crate::{AttemptId, Key};
 
 /// How often heartbeats and flushes are looked after.
@@ -60,18 +61,27 @@ impl Leases {
         self.map.lock().is_empty()
     }
 
-    fn due(&self) -> Vec<(AttemptId, Key, Duration)> {
+    /// The attempts whose heartbeat is due, those due longest first.
+    fn due(&self) -> Vec<AttemptId> {
+        let now = Instant::now();
+        let map = self.map.lock();
+        let mut due: Vec<_> = map.iter().filter(|(_, l)| l.due <= now).map(|(attempt, l)| (l.due, *attempt)).collect();
+        drop(map);
+        due.sort_unstable();
+        due.into_iter().map(|(_, attempt)| attempt).collect()
+    }
+
+    /// Takes these for a heartbeat, but for those that have ended meanwhile.
+    fn take(&self, attempts: &[AttemptId]) -> Vec<(AttemptId, Key, Duration)> {
         let now = Instant::now();
         let mut map = self.map.lock();
-        map.iter_mut()
-            .filter(|(_, l)| l.due <= now)
-            .take(MAX_BEATS)
-            .map(|(attempt, l)| {
-                // Tried again soon if the store fails; a success sets the real date.
-                l.due = now + l.lease / 10;
-                (*attempt, l.key.clone(), l.lease)
-            })
-            .collect()
+        let take = |attempt: &AttemptId| {
+            let l = map.get_mut(attempt)?;
+            // Tried again soon if the store fails; a success sets the real date.
+            l.due = now + l.lease / 10;
+            Some((*attempt, l.key.clone(), l.lease))
+        };
+        attempts.iter().filter_map(take).collect()
     }
 
     fn beaten(&self, attempt: AttemptId, beat: Beat) -> bool {
@@ -91,11 +101,106 @@ impl Leases {
     }
 }
 
+/// What is under way in the background: a shutdown waits for it.
+#[derive(Default)]
+pub(crate) struct Underway {
+    chores: AtomicUsize,
+    /// Told whenever a count falls to zero.
+    pub(crate) fewer: Notify,
+}
+
+impl Underway {
+    /// Flushes and sweeps that the thread has begun by itself.
+    pub(crate) fn chores(&self) -> usize {
+        self.chores.load(Ordering::SeqCst)
+    }
+
+    fn chore(self: &Arc<Self>) -> Counted {
+        Counted::new(self.clone(), |underway| &underway.chores)
+    }
+}
+
+/// Counted as under way until it is dropped.
+struct Counted {
+    underway: Arc<Underway>,
+    count: fn(&Underway) -> &AtomicUsize,
+}
+
+impl Counted {
+    fn new(underway: Arc<Underway>, count: fn(&Underway) -> &AtomicUsize) -> Self {
+        count(&underway).fetch_add(1, Ordering::SeqCst);
+        Self { underway, count }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if (self.count)(&self.underway).fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.underway.fewer.notify_waiters();
+        }
+    }
+}
+
+/// A chore of which there is one at a time: who has the turn may begin, and gives it back by dropping it.
+#[derive(Default)]
+struct Turns(Arc<AtomicBool>);
+
+struct Turn(Arc<AtomicBool>);
+
+impl Turns {
+    fn take(&self) -> Option<Turn> {
+        (!self.0.swap(true, Ordering::AcqRel)).then(|| Turn(self.0.clone()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Wakes the thread when it sleeps for want of work.
+///
+/// Invariant: who has something to do for the thread leaves word of it first, then calls
+/// [`wake`](Self::wake); the thread says that it sleeps, then looks for such word once more. With a
+/// fence between the two on either side, one of them sees the other.
+#[derive(Clone)]
+pub(crate) struct Waker {
+    jobs: mpsc::UnboundedSender<Job>,
+    asleep: Arc<AtomicBool>,
+}
+
+impl Waker {
+    #[inline]
+    pub(crate) fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) {
+            self.asleep.store(false, Ordering::Relaxed);
+            self.nudge();
+        }
+    }
+
+    fn nudge(&self) {
+        let _ = self.jobs.send(Box::pin(std::future::ready(())));
+    }
+}
+
+/// Says that the thread sleeps, unless there is work after all.
+fn fall_asleep(asleep: &AtomicBool, work: impl FnOnce() -> bool) -> bool {
+    asleep.store(true, Ordering::Relaxed);
+    fence(Ordering::SeqCst);
+    let sleeps = !work();
+    if !sleeps {
+        asleep.store(false, Ordering::Relaxed);
+    }
+    sleeps
+}
+
 /// The handle by which the manager hands work to the thread.
 pub(crate) struct Background {
-    jobs: mpsc::UnboundedSender<Job>,
+    waker: Waker,
     handle: tokio::runtime::Handle,
-    asleep: Arc<AtomicBool>,
+    pub(crate) underway: Arc<Underway>,
 }
 
 impl Background {
@@ -112,11 +217,11 @@ impl Background {
         let (jobs, rx) = mpsc::unbounded_channel();
         let asleep = Arc::new(AtomicBool::new(false));
         let starter = Starter { runtime, rx, asleep: asleep.clone() };
-        Ok((Self { jobs, handle, asleep }, starter))
+        Ok((Self { waker: Waker { jobs, asleep }, handle, underway: Arc::default() }, starter))
     }
 
     pub(crate) fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
-        let _ = self.jobs.send(Box::pin(job));
+        let _ = self.waker.jobs.send(Box::pin(job));
     }
 
     /// The runtime whose timers this thread drives.
@@ -124,13 +229,15 @@ impl Background {
         &self.handle
     }
 
-    /// Wakes the thread if it sleeps for want of work.
+    /// Wakes the thread if it sleeps, to look at what there is to do.
     #[inline]
     pub(crate) fn wake(&self) {
-        if self.asleep.load(Ordering::Relaxed) {
-            self.asleep.store(false, Ordering::Relaxed);
-            self.spawn(std::future::ready(()));
-        }
+        self.waker.wake();
+    }
+
+    /// Lets the thread look anew at how long it may sleep.
+    pub(crate) fn nudge(&self) {
+        self.waker.nudge();
     }
 }
 
@@ -157,15 +264,16 @@ impl Starter {
 }
 
 async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>, asleep: Arc<AtomicBool>) {
-    let mut running: JoinSet<()> = JoinSet::new();
+    // Each task tells whether there was something to do.
+    let mut running: JoinSet<bool> = JoinSet::new();
+    let (flushes, sweeps) = (Turns::default(), Turns::default());
     let mut flushed = Instant::now();
     let mut worked = Instant::now();
     loop {
         let nap = {
             let Some(inner) = manager.upgrade() else { break };
-            let idle = worked.elapsed() >= IDLE && inner.leases.is_empty() && running.is_empty();
-            if idle {
-                asleep.store(true, Ordering::Relaxed);
+            let idle = worked.elapsed() >= IDLE && running.is_empty();
+            if idle && fall_asleep(&asleep, || !inner.leases.is_empty()) {
                 inner.until_cleanup().unwrap_or(Duration::from_secs(60)).min(Duration::from_secs(60))
             } else {
                 TICK
@@ -173,50 +281,106 @@ async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>
         };
         tokio::select! {
             job = jobs.recv() => match job {
-                Some(job) => { running.spawn(job); worked = Instant::now(); }
+                Some(job) => { running.spawn(async { job.await; true }); worked = Instant::now(); }
                 None => break,
             },
-            Some(_) = running.join_next(), if !running.is_empty() => continue,
+            Some(done) = running.join_next(), if !running.is_empty() => {
+                if matches!(done, Ok(true)) {
+                    worked = Instant::now();
+                }
+                continue;
+            }
             () = tokio::time::sleep(nap) => {}
         }
+        asleep.store(false, Ordering::Relaxed);
         let Some(inner) = manager.upgrade() else { break };
         if !inner.leases.is_empty() {
             worked = Instant::now();
-            beat(&inner).await;
+            beat(&inner.leases, &*inner.store, &inner.namespace).await;
         }
-        if flushed.elapsed() >= FLUSH {
+        if flushed.elapsed() >= FLUSH
+            && let Some(turn) = flushes.take()
+        {
             flushed = Instant::now();
-            match inner.flush().await {
-                Ok(true) => worked = Instant::now(),
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "statistics could not be written; kept for the next time"),
+            // Counted before the look at what is closing, in the order opposite to a shutdown's.
+            let counted = inner.background.underway.chore();
+            if !inner.is_at_rest() {
+                running.spawn(flush(inner.clone(), turn, counted));
             }
         }
-        inner.clean_up_if_due().await;
+        if inner.cleanup_is_due()
+            && let Some(turn) = sweeps.take()
+        {
+            inner.set_next_cleanup();
+            running.spawn(clean_up(manager.clone(), turn, inner.background.underway.chore()));
+        }
     }
     // The manager is gone: what was handed over is still finished.
     while let Ok(job) = jobs.try_recv() {
-        running.spawn(job);
+        running.spawn(async {
+            job.await;
+            true
+        });
     }
     let _ = tokio::time::timeout(DRAIN, async { while running.join_next().await.is_some() {} }).await;
 }
 
-async fn beat(inner: &Inner) {
-    let due = inner.leases.due();
-    if due.is_empty() {
-        return;
-    }
-    let beats = due.iter().map(|(attempt, key, lease)| (key.clone(), *attempt, *lease)).collect();
-    match inner.store.heartbeat(inner.namespace.clone(), beats).await {
-        Ok(answers) => {
-            for ((attempt, key, _), beat) in due.iter().zip(answers) {
-                if !inner.leases.beaten(*attempt, beat) {
-                    tracing::warn!(%key, %attempt, ?beat, "the attempt lost its lease; the action goes on but may not be recorded");
+/// Carries the statistics to the store; tells whether there were any.
+async fn flush(inner: Arc<Inner>, _turn: Turn, _counted: Counted) -> bool {
+    inner.flush().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "statistics could not be written; kept for the next time");
+        false
+    })
+}
+
+/// Removes what has expired, until nothing is left, the manager is gone or shuts down.
+async fn clean_up(manager: Weak<Inner>, _turn: Turn, _counted: Counted) -> bool {
+    let mut gone = 0;
+    while let Some(inner) = manager.upgrade().filter(|inner| !inner.is_closing()) {
+        match inner.sweep_some().await {
+            Ok((some, more)) => {
+                gone += some;
+                if !more {
+                    break;
                 }
             }
+            Err(error) => {
+                tracing::warn!(%error, "automatic cleanup failed; tried again at the next turn");
+                return gone > 0;
+            }
         }
-        Err(error) => {
-            tracing::warn!(%error, attempts = due.len(), "heartbeat failed; tried again before the leases lapse")
+        // A store that answers without waiting must not keep the heartbeats waiting.
+        tokio::task::yield_now().await;
+    }
+    tracing::debug!(gone, "expired records removed");
+    gone > 0
+}
+
+/// Renews every lease that is due, [`MAX_BEATS`] in one request. Those that
+/// fall due meanwhile, or whose request failed, are left to the next time.
+async fn beat(leases: &Leases, store: &dyn Store, namespace: &Arc<str>) {
+    for chunk in leases.due().chunks(MAX_BEATS) {
+        let due = leases.take(chunk);
+        if due.is_empty() {
+            continue;
+        }
+        let beats = due.iter().map(|(attempt, key, lease)| (key.clone(), *attempt, *lease)).collect();
+        match store.heartbeat(namespace.clone(), beats).await {
+            Ok(answers) => {
+                for ((attempt, key, _), beat) in due.iter().zip(answers) {
+                    if !leases.beaten(*attempt, beat) {
+                        tracing::warn!(%key, %attempt, ?beat, "the attempt lost its lease; the action goes on but may not be recorded");
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, attempts = due.len(), "heartbeat failed; tried again before the leases lapse")
+            }
         }
     }
 }
+
+#[cfg(test)]
+#[path = "background_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;

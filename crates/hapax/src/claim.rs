@@ -317,7 +317,7 @@ impl Claim {
                 };
                 tracing::debug!(%key, %attempt, recorded = entry.is_some(), "attempt ended");
                 if let Some(entry) = &entry {
-                    self.inner.recent.insert(entry.clone());
+                    self.inner.recent.insert(entry.clone(), self.inner.coarse_now());
                     if let Some(flight) = self.flight.take() {
                         flight.finish(FlightEnd::Recorded(entry.clone()));
                     }

@@ -39,7 +39,10 @@ pub struct Config {
     pub on_full: OnFull,
     /// The largest result that is recorded, in bytes of JSON. Default: 1 MiB, at most 64 MiB.
     pub max_result_bytes: usize,
-    /// Results remembered in this process. Default: 10 000. Fixed once built.
+    /// The most results remembered in this process, which are replayed without a look into the store. Default:
+    /// 10 000. Fixed once built. However many, they take about 64 MiB at most, counted twice as text and as read,
+    /// with 2 MiB for each of 32 parts: the oldest go first, and a result that would take more than half of a part
+    /// (about 512 KiB of JSON) is not remembered but read from the store each time.
     pub recent_results: usize,
     /// The most attempts in flight in this process. Default: 65 536.
     pub max_in_flight: usize,
@@ -319,7 +322,7 @@ impl Builder {
         self
     }
 
-    /// Results remembered in this process; 0 turns the memory off.
+    /// The most results remembered in this process; 0 turns the memory off. See [`Config::recent_results`].
     #[must_use]
     pub fn recent_results(mut self, count: usize) -> Self {
         self.config.recent_results = count;

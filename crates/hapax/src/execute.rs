@@ -755,7 +755,7 @@ impl Inner {
             entry.until = self.until(now, record.expires_at);
         }
         let entry = Arc::new(entry);
-        self.recent.insert(entry.clone());
+        self.recent.insert(entry.clone(), self.coarse_now());
         Ok(entry)
     }
 }

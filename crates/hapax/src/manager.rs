@@ -71,7 +71,6 @@ pub(crate) struct Inner {
     pub(crate) on_wait: Option<WaitHook>,
     in_flight: AtomicUsize,
     closing: AtomicBool,
-    drained: tokio::sync::Notify,
     next_cleanup: Mutex<Option<Instant>>,
     eviction_warned: Mutex<Option<Instant>>,
     /// Sums that a failed flush could not deliver.
@@ -149,7 +148,6 @@ impl Hapax {
             on_wait,
             in_flight: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
-            drained: tokio::sync::Notify::new(),
             next_cleanup: Mutex::new(config.auto_cleanup.map(|every| Instant::now() + every)),
             eviction_warned: Mutex::new(None),
             undelivered: Mutex::new((Counters::default(), Vec::new())),
@@ -546,7 +544,7 @@ impl Hapax {
         *place = Arc::new(config);
         drop(place);
         // It may sleep until a date that is no longer the right one.
-        self.inner.background.spawn(std::future::ready(()));
+        self.inner.background.nudge();
         Ok(())
     }
 
@@ -556,19 +554,22 @@ impl Hapax {
         &self.inner.store
     }
 
-    /// Begins nothing more, waits for running attempts up to `limit`, writes
-    /// the statistics and closes the store if it was opened by the manager.
+    /// Begins nothing more, waits up to `limit` for running attempts and for what
+    /// the background has under way, writes the statistics and closes the store
+    /// if it was opened by the manager.
     ///
     /// # Errors
     /// [`Error::Store`] when the last write fails.
     pub async fn shutdown(&self, limit: Duration) -> Result<Shutdown, Error> {
         self.inner.closing.store(true, Ordering::SeqCst);
+        let underway = &self.inner.background.underway;
         let drained = async {
             loop {
-                let notified = self.inner.drained.notified();
+                let notified = underway.fewer.notified();
                 tokio::pin!(notified);
                 notified.as_mut().enable();
-                if self.inner.in_flight.load(Ordering::SeqCst) == 0 {
+                // In this order: chores end by themselves once nothing runs.
+                if self.inner.is_at_rest() && underway.chores() == 0 {
                     return;
                 }
                 notified.await;
@@ -673,12 +674,18 @@ impl Inner {
 
     pub(crate) fn leave(&self) {
         if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.closing.load(Ordering::SeqCst) {
-            self.drained.notify_waiters();
+            self.background.underway.fewer.notify_waiters();
         }
     }
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
+    }
+
+    /// Whether a shutdown has nothing left to wait for but chores of the background. What is still
+    /// to be counted then it writes itself, and then the store may be closed.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.is_closing() && self.in_flight.load(Ordering::SeqCst) == 0
     }
 
     /// Takes what was counted since the last flush, and what that could not deliver.
@@ -719,28 +726,39 @@ impl Inner {
     async fn sweep(&self) -> Result<u64, Error> {
         let mut total = 0;
         loop {
-            let gone = self.store.sweep(SWEEP_BATCH).await?;
+            let (gone, more) = self.sweep_some().await?;
             total += gone;
-            self.gauges.expired_cleaned.fetch_add(gone, Ordering::Relaxed);
-            if gone < SWEEP_BATCH as u64 {
+            if !more {
                 return Ok(total);
             }
         }
     }
 
+    /// One step of a sweep: how many went, and whether there may be more.
+    pub(crate) async fn sweep_some(&self) -> Result<(u64, bool), Error> {
+        let gone = self.store.sweep(SWEEP_BATCH).await?;
+        self.gauges.expired_cleaned.fetch_add(gone, Ordering::Relaxed);
+        let more = gone >= SWEEP_BATCH as u64;
+        if !more {
+            self.recent.sweep(self.coarse_now(), self.store.epoch());
+        }
+        Ok((gone, more))
+    }
+
+    /// How long until the next sweep; none comes once the manager shuts down.
     pub(crate) fn until_cleanup(&self) -> Option<Duration> {
+        if self.is_closing() {
+            return None;
+        }
         (*self.next_cleanup.lock()).map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    pub(crate) async fn clean_up_if_due(&self) {
-        if self.until_cleanup().is_none_or(|left| !left.is_zero()) {
-            return;
-        }
+    pub(crate) fn cleanup_is_due(&self) -> bool {
+        self.until_cleanup().is_some_and(|left| left.is_zero())
+    }
+
+    pub(crate) fn set_next_cleanup(&self) {
         let every = self.config.read().auto_cleanup;
         *self.next_cleanup.lock() = every.map(|every| Instant::now() + every);
-        match self.sweep().await {
-            Ok(gone) => tracing::debug!(gone, "expired records removed"),
-            Err(error) => tracing::warn!(%error, "automatic cleanup failed; tried again at the next turn"),
-        }
     }
 }

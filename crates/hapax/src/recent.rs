@@ -5,6 +5,9 @@
 //! epoch whenever a recorded result goes before its time, and gives none when
 //! it could not have noticed; so a `clear` by another process is seen within a
 //! second. Losing an entry costs a look into the store, nothing else.
+//!
+//! Invariant: a shard's `map` and `order` hold the same keys, and its `bytes` is
+//! the sum of their entries' weights, within its share of [`MAX_BYTES`].
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -64,6 +67,20 @@ impl Entry {
         }
     }
 
+    /// About what it takes in memory. The type that it is read as is taken to be as large as the text.
+    fn weight(&self) -> usize {
+        let text = match &self.answer {
+            Answer::Result(json) => 2 * json.as_str().len(),
+            Answer::Failure(message) => message.len(),
+        };
+        size_of::<Self>() + 2 * size_of::<Key>() + self.key.as_str().len() + text
+    }
+
+    /// Whether it can answer no call any more.
+    fn is_over(&self, now: Timestamp, epoch: Option<u64>) -> bool {
+        self.until.is_some_and(|until| now >= until) || epoch.is_some_and(|epoch| self.epoch < Some(epoch))
+    }
+
     pub(crate) fn set_typed<T: Any + Send + Sync>(&self, value: T) {
         let _ = self.typed.set(Box::new(value));
     }
@@ -98,6 +115,14 @@ impl Entry {
 
 const SHARDS: usize = 32;
 
+/// What all remembered results may weigh together; see [`Entry::weight`].
+const MAX_BYTES: usize = 64 << 20;
+const SHARD_BYTES: usize = MAX_BYTES / SHARDS;
+/// What weighs more is not remembered: it would drive out too much else.
+const ENTRY_BYTES: usize = SHARD_BYTES / 2;
+/// How many of the oldest entries an insertion looks at for such as can answer no more.
+const LOOK: usize = 4;
+
 /// Aligned, so that no two locks share a cache line (or the pair of them that is fetched together).
 #[derive(Default)]
 #[repr(align(128))]
@@ -108,6 +133,62 @@ struct Shard {
     map: HashMap<Key, Arc<Entry>, KeyHash>,
     /// The keys in the order they came: the oldest goes first.
     order: VecDeque<Key>,
+    bytes: usize,
+}
+
+impl Shard {
+    fn put(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
+        self.bytes += entry.weight();
+        let key = entry.key.clone();
+        let replaced = self.map.insert(key.clone(), entry);
+        match &replaced {
+            Some(old) => self.bytes = self.bytes.saturating_sub(old.weight()),
+            None => self.order.push_back(key),
+        }
+        replaced
+    }
+
+    /// Takes out the entry whose key is at that place in the order.
+    fn take(&mut self, place: usize) -> Option<Arc<Entry>> {
+        let old = self.map.remove(&self.order.remove(place)?)?;
+        self.bytes = self.bytes.saturating_sub(old.weight());
+        Some(old)
+    }
+
+    /// Takes the entry of a key out.
+    fn forget(&mut self, key: &Key) -> Option<Arc<Entry>> {
+        self.map.get(key)?;
+        let place = self.order.iter().position(|k| k == key)?;
+        self.take(place)
+    }
+
+    /// Takes out which of the `look` oldest can answer no more.
+    fn forget_over(&mut self, look: usize, now: Timestamp, epoch: Option<u64>, gone: &mut Vec<Arc<Entry>>) {
+        let mut place = 0;
+        for _ in 0..look {
+            let Some(entry) = self.order.get(place).and_then(|key| self.map.get(key)) else { return };
+            if entry.is_over(now, epoch) {
+                gone.extend(self.take(place));
+            } else {
+                place += 1;
+            }
+        }
+    }
+
+    /// Takes the oldest out until the rest is within the limits; `key` has just been put in and stays.
+    fn make_room(&mut self, count: usize, key: &Key, gone: &mut Vec<Arc<Entry>>) {
+        while self.map.len() > count.max(1) || self.bytes > SHARD_BYTES {
+            if self.order.front() == Some(key) {
+                if self.order.len() == 1 {
+                    return;
+                }
+                self.order.rotate_left(1);
+                continue;
+            }
+            let Some(old) = self.take(0) else { return };
+            gone.push(old);
+        }
+    }
 }
 
 pub(crate) struct Recent {
@@ -207,26 +288,42 @@ impl Recent {
         self.dirty.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn insert(&self, entry: Arc<Entry>) {
+    /// Remembers `entry`, if it may be, in place of what was remembered under its key.
+    pub(crate) fn insert(&self, entry: Arc<Entry>, now: Timestamp) {
         if self.per_shard == 0 || entry.epoch.is_none() {
             return;
         }
         let Some(lock) = self.shard(&entry.key) else { return };
-        let mut gone: [Option<Arc<Entry>>; 2] = [None, None];
+        // Dropped after the lock is free.
+        let mut gone = Vec::new();
         {
             let mut shard = lock.write();
-            let [replaced, evicted] = &mut gone;
-            *replaced = shard.map.insert(entry.key.clone(), entry.clone());
-            if replaced.is_none() {
-                shard.order.push_back(entry.key.clone());
-            }
-            if shard.map.len() > self.per_shard
-                && let Some(oldest) = shard.order.pop_front()
-            {
-                *evicted = shard.map.remove(&oldest);
+            if entry.weight() > ENTRY_BYTES {
+                gone.extend(shard.forget(&entry.key));
+            } else {
+                let (key, epoch) = (entry.key.clone(), entry.epoch);
+                gone.extend(shard.put(entry));
+                shard.forget_over(LOOK, now, epoch, &mut gone);
+                shard.make_room(self.per_shard, &key, &mut gone);
             }
         }
-        for old in gone.into_iter().flatten() {
+        self.gone(gone);
+    }
+
+    /// Lets go what can answer no more.
+    pub(crate) fn sweep(&self, now: Timestamp, epoch: Option<u64>) {
+        for lock in &self.shards {
+            let mut gone = Vec::new();
+            if lock.0.read().map.values().any(|entry| entry.is_over(now, epoch)) {
+                lock.0.write().forget_over(usize::MAX, now, epoch, &mut gone);
+            }
+            self.gone(gone);
+        }
+    }
+
+    /// Keeps what was counted of entries that have gone.
+    fn gone(&self, entries: Vec<Arc<Entry>>) {
+        for old in entries {
             let count = old.presented.swap(0, Ordering::Relaxed);
             if count > 0 {
                 self.orphan(&old.key, count, old.duration_ms);
@@ -263,3 +360,8 @@ impl Recent {
         self.shards.iter().map(|s| s.0.read().map.len()).sum()
     }
 }
+
+#[cfg(test)]
+#[path = "recent_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;
