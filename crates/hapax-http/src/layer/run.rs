@@ -111,8 +111,8 @@ where
 {
     let options = &shared.options;
     let method = request.method();
-    let safe = method.is_safe() || *method == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
-    if safe {
+    // A change of protocol is a GET or, over HTTP/2, a CONNECT. `Upgrade` alone says nothing: curl offers h2c unasked.
+    if method.is_safe() || *method == Method::CONNECT {
         return Ok(Taken::Through(request));
     }
     let mut text = None;
