@@ -166,7 +166,7 @@ fn quoted(text: &str) -> String {
 
 fn action_of(shared: &Shared, parts: &http::request::Parts, body: &Bytes, text: &str) -> Result<Action, Problem> {
     let options = &shared.options;
-    let key = key::record_key(text, &parts.headers, &options.scopes)?;
+    let key = key::record_key(text, &parts.headers, &parts.uri, &options.scopes)?;
     let (method, path) = (parts.method.as_str(), parts.uri.path());
     let target: String = path.chars().take(MAX_TARGET).collect();
     let params = json!({
