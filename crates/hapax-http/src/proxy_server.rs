@@ -64,7 +64,8 @@ pub struct ProxyConfig {
     pub max_request_bytes: usize,
     /// The largest answer that is recorded, in bytes. Default: 512 KiB.
     pub max_response_bytes: usize,
-    /// How long the upstream may take to begin its answer. Default: 60 s.
+    /// How long the upstream may take to begin its answer and, where the answer is recorded, be silent within it.
+    /// Default: 60 s.
     pub upstream_time: Span,
     /// Hands the client's `Host` on, in place of the upstream's. Each host then has keys of its own, as if `host` stood
     /// in `scope_headers`.
@@ -211,6 +212,7 @@ impl ProxyConfig {
         }
         options.fates = fates;
         options.wait = self.wait.0;
+        options.response_silence = self.upstream_time.0;
         Ok(options)
     }
 }

@@ -330,6 +330,23 @@ async fn an_upstream_that_is_too_slow_leaves_doubt() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_stalls_in_its_answer_leaves_doubt() {
+    for half in [
+        &b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"[..],
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n",
+    ] {
+        let up = upstream(half, false).await;
+        let server = proxy(up.address, "upstream_time = \"300ms\"").await;
+        let http = server.client().with("idempotency-key", "k");
+        let first = tokio::time::timeout(Duration::from_secs(30), http.send(Method::POST, "/", "")).await.unwrap();
+        assert_eq!(first.is(502).problem(), "upstream-lost", "{half:?}");
+        assert_eq!(http.send(Method::POST, "/", "").await.is(409).problem(), "in-doubt");
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn heads_empty_answers_and_informational_ones_go_through() {
     let early =
         upstream(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\nx-id: 1\r\n\r\n", false)
