@@ -2,7 +2,8 @@
 //! Idempotency-Key layer.
 //!
 //! Invariant: what the upstream was asked for and did not answer in whole is in
-//! doubt; only what it never got releases the key. Hop-by-hop headers end here.
+//! doubt; only what it never got releases the key. Hop-by-hop headers end here,
+//! and what came by HTTP/2 goes on as HTTP/1.1 writes it.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,7 +23,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower_service::Service;
 
-use crate::layer::hop::strip;
+use crate::layer::hop::{self, strip};
 use crate::layer::{Body, BoxError, Fate, problem_response};
 use crate::problem::{Kind, Problem};
 
@@ -113,7 +114,8 @@ impl Upstream {
         self
     }
 
-    /// Hands the client's `Host` on, in place of the upstream's.
+    /// Hands the client's `Host` on, in place of the upstream's. Behind the layer, add the scope
+    /// `Scope::Header(HOST)`: a key means one thing to one host and another to the next.
     #[must_use]
     pub fn preserve_host(mut self) -> Self {
         self.host = None;
@@ -139,11 +141,7 @@ impl Upstream {
         uri.scheme = Some(self.scheme.clone());
         uri.authority = Some(self.authority.clone());
         uri.path_and_query = Some(path);
-        let host = request
-            .headers()
-            .get(header::HOST)
-            .cloned()
-            .or_else(|| request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok()));
+        let host = hop::host(request.headers(), request.uri());
         *request.uri_mut() = Uri::from_parts(uri).map_err(|_| bad())?;
         *request.version_mut() = http::Version::HTTP_11;
         let peer = request.extensions().get::<Peer>().copied();
@@ -151,6 +149,9 @@ impl Upstream {
         strip(headers);
         // The proxy has answered that already.
         headers.remove(header::EXPECT);
+        if let Some(cookies) = hop::joined_cookies(headers) {
+            headers.insert(header::COOKIE, cookies);
+        }
         forwarded(headers, peer, host.as_ref(), self.proto);
         if let Some(host) = self.host.clone().or(host) {
             headers.insert(header::HOST, host);

@@ -64,9 +64,11 @@ pub struct ProxyConfig {
     pub max_request_bytes: usize,
     /// The largest answer that is recorded, in bytes. Default: 512 KiB.
     pub max_response_bytes: usize,
-    /// How long the upstream may take to begin its answer. Default: 60 s.
+    /// How long the upstream may take to begin its answer and, where the answer is recorded, be silent within it.
+    /// Default: 60 s.
     pub upstream_time: Span,
-    /// Hands the client's `Host` on, in place of the upstream's.
+    /// Hands the client's `Host` on, in place of the upstream's. Each host then has keys of its own, as if `host` stood
+    /// in `scope_headers`.
     pub preserve_host: bool,
     /// What is taken in; `body_bytes` and `max_wait` do not count here.
     pub limits: Limits,
@@ -182,6 +184,11 @@ impl ProxyConfig {
         for name in &self.scope_headers {
             options.scopes.push(Scope::Header(header(name)?));
         }
+        // What the upstream answers may depend on it.
+        let of_host = Scope::Header(http::header::HOST);
+        if self.preserve_host && !options.scopes.contains(&of_host) {
+            options.scopes.push(of_host);
+        }
         if self.scope_caller {
             options.scopes.push(Scope::Caller);
         }
@@ -205,6 +212,7 @@ impl ProxyConfig {
         }
         options.fates = fates;
         options.wait = self.wait.0;
+        options.response_silence = self.upstream_time.0;
         Ok(options)
     }
 }

@@ -102,6 +102,23 @@ async fn a_retry_gets_the_answer_first_sent() {
 }
 
 #[tokio::test]
+async fn an_offered_upgrade_takes_no_key_away() {
+    let (server, runs, _) = start(Idempotency::default().require_key()).await;
+    let http = server.client().with("connection", "Upgrade, HTTP2-Settings").with("upgrade", "h2c");
+    let http = http.with("http2-settings", "AAMAAABkAAQAAP__");
+    for replayed in ["false", "true"] {
+        let answer = keyed(&http, "k").send(Method::POST, "/pay", "").await;
+        assert_eq!(answer.is(201).header("idempotency-replayed"), Some(replayed));
+    }
+    assert_eq!(http.send(Method::POST, "/pay", "").await.is(400).problem(), "missing-key");
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+    // A WebSocket begins with a GET, and that goes through.
+    let socket = server.client().with("connection", "Upgrade").with("upgrade", "websocket");
+    assert_eq!(socket.get("/socket").await.is(201).header("idempotency-replayed"), None);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn the_status_decides_what_becomes_of_the_key() {
     let (server, runs, _) = start(Idempotency::default()).await;
     let http = server.client();

@@ -119,6 +119,58 @@ async fn an_answer_is_replayed_and_the_key_travels_on() {
     server.stop().await;
 }
 
+/// A POST by HTTP/2 in the clear: the host is in the address, and there is no `Host`.
+async fn by_http2(to: std::net::SocketAddr, host: &str, headers: &[(&str, &str)]) -> http::Response<()> {
+    let stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    let (executor, io) = (hyper_util::rt::TokioExecutor::new(), hyper_util::rt::TokioIo::new(stream));
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = http::Request::post(format!("http://{host}/pay"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let body = http_body_util::Full::new(bytes::Bytes::from_static(b"1"));
+    sender.send_request(request.body(body).unwrap()).await.unwrap().map(drop)
+}
+
+#[tokio::test]
+async fn hosts_have_keys_of_their_own_by_http_2_as_by_http_1() {
+    for config in ["preserve_host = true", "scope_headers = [\"host\"]"] {
+        let up = upstream(b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\nok", false).await;
+        let server = proxy(up.address, config).await;
+        for (host, replayed) in
+            [("a.example", "false"), ("b.example", "false"), ("A.example", "true"), ("b.example", "true")]
+        {
+            let answer = by_http2(server.address, host, &[("idempotency-key", "k")]).await;
+            assert_eq!(
+                (answer.status().as_u16(), &answer.headers()["idempotency-replayed"]),
+                (201, &replayed.parse::<http::HeaderValue>().unwrap()),
+                "{config} {host}"
+            );
+        }
+        for (host, replayed) in [("a.example", "true"), ("c.example", "false")] {
+            let http = server.client().with("idempotency-key", "k").with("host", host).without("content-type");
+            let answer = http.send(Method::POST, "/pay", "1").await;
+            assert_eq!(answer.is(201).header("idempotency-replayed"), Some(replayed), "{config} {host}");
+        }
+        let heard = up.heard.lock().await.concat().to_ascii_lowercase();
+        assert_eq!(heard.contains("\r\nhost: b.example\r\n"), config.starts_with("preserve"), "{heard}");
+        assert!(heard.contains("x-forwarded-host: b.example\r\n"), "{heard}");
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn cookies_that_come_by_http_2_in_parts_go_on_as_one() {
+    let up = upstream(b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\nok", false).await;
+    let server = proxy(up.address, "").await;
+    let headers = [("idempotency-key", "k"), ("cookie", "a=1"), ("cookie", "b=2")];
+    assert_eq!(by_http2(server.address, "a.example", &headers).await.status(), 201);
+    let heard = up.heard.lock().await.concat().to_ascii_lowercase();
+    assert!(heard.contains("\r\ncookie: a=1; b=2\r\n") && heard.matches("cookie:").count() == 1, "{heard}");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn claims_are_counted_as_the_apis_are() {
     let up = upstream(b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\nok", false).await;
@@ -275,6 +327,23 @@ async fn an_upstream_that_is_too_slow_leaves_doubt() {
     assert_eq!(http.send(Method::POST, "/", "").await.is(502).problem(), "upstream-lost");
     assert_eq!(http.send(Method::POST, "/", "").await.is(409).problem(), "in-doubt");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_stalls_in_its_answer_leaves_doubt() {
+    for half in [
+        &b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"[..],
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n",
+    ] {
+        let up = upstream(half, false).await;
+        let server = proxy(up.address, "upstream_time = \"300ms\"").await;
+        let http = server.client().with("idempotency-key", "k");
+        let first = tokio::time::timeout(Duration::from_secs(30), http.send(Method::POST, "/", "")).await.unwrap();
+        assert_eq!(first.is(502).problem(), "upstream-lost", "{half:?}");
+        assert_eq!(http.send(Method::POST, "/", "").await.is(409).problem(), "in-doubt");
+        server.stop().await;
+    }
 }
 
 #[tokio::test]

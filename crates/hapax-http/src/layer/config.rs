@@ -48,6 +48,10 @@ pub struct Idempotency {
     /// The largest answer that is recorded, in bytes of its body. Default: 512
     /// KiB; beyond it the answer streams through and the key is in doubt.
     pub max_response_bytes: usize,
+    /// How long the body of an answer that is being recorded may be silent,
+    /// from one piece to the next; past it the answer counts as broken off and
+    /// the key is in doubt. Default: 60 s.
+    pub response_silence: Duration,
     /// How long a duplicate waits for the answer; zero turns it away at once
     /// with 409. Default: zero. A client may ask for a wait by `Prefer: wait=10`.
     pub wait: Duration,
@@ -68,6 +72,7 @@ impl Default for Idempotency {
             max_request_bytes: 1 << 20,
             request_time: Duration::from_secs(30),
             max_response_bytes: 512 << 10,
+            response_silence: Duration::from_secs(60),
             wait: Duration::ZERO,
             max_wait: Duration::from_secs(60),
             time_limit: None,
@@ -122,6 +127,13 @@ impl Idempotency {
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = Some(limit);
+        self
+    }
+
+    /// Sets how long an answer's body may be silent while it is recorded.
+    #[must_use]
+    pub fn response_silence(mut self, limit: Duration) -> Self {
+        self.response_silence = limit;
         self
     }
 

@@ -1,6 +1,7 @@
-//! Headers that belong to one connection (RFC 9110, 7.6.1) and go no further.
+//! Headers that belong to one connection (RFC 9110, 7.6.1) and go no further,
+//! and those that HTTP/2 writes in another way.
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 
 const PER_CONNECTION: [&str; 9] = [
     "connection",
@@ -33,6 +34,23 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
     }
 }
 
+/// The host that is asked for: of HTTP/2 in the address, where a `Host` may be missing.
+pub(crate) fn host(headers: &HeaderMap, uri: &Uri) -> Option<HeaderValue> {
+    let of_address = || {
+        let authority = uri.authority()?.as_str();
+        // Without what may stand before an @, which is no part of a host.
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        HeaderValue::from_str(host).ok()
+    };
+    headers.get(header::HOST).cloned().or_else(of_address)
+}
+
+/// The cookies as one field, where HTTP/2 has split them (RFC 9113, 8.2.3).
+pub(crate) fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
+    let fields: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if fields.len() < 2 { None } else { HeaderValue::from_bytes(&fields.join(&b"; "[..])).ok() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +63,19 @@ mod tests {
         }
         strip(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-two"]);
+    }
+
+    #[test]
+    fn what_http_2_writes_in_another_way_is_the_same() {
+        let mut headers = HeaderMap::new();
+        let uri = Uri::from_static("https://u@b.example:8443/p");
+        assert_eq!(host(&headers, &uri).unwrap(), "b.example:8443");
+        assert_eq!(host(&headers, &Uri::from_static("/p")), None);
+        headers.insert(header::HOST, HeaderValue::from_static("a.example"));
+        assert_eq!(host(&headers, &uri).unwrap(), "a.example");
+        headers.append(header::COOKIE, HeaderValue::from_static("a=1"));
+        assert_eq!(joined_cookies(&headers), None);
+        headers.append(header::COOKIE, HeaderValue::from_static("b=2"));
+        assert_eq!(joined_cookies(&headers).unwrap(), "a=1; b=2");
     }
 }

@@ -8,9 +8,10 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use hapax::Key;
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, Uri, header};
 use sha2::{Digest, Sha256};
 
+use super::hop;
 use crate::problem::{Kind, Problem};
 
 /// The header of the draft.
@@ -33,7 +34,8 @@ pub enum KeySource {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Scope {
-    /// The value of a header, such as a tenant's id.
+    /// The value of a header, such as a tenant's id. `Host` is the host that is asked for, in capitals or not,
+    /// wherever the protocol has it: HTTP/2 has it in the address.
     Header(HeaderName),
     /// The caller, by a hash of the `Authorization` header.
     Caller,
@@ -108,7 +110,7 @@ pub(super) fn from_body(body: &Bytes, pointer: &str) -> Result<Option<String>, P
 }
 
 /// The record's key: the client's, apart from those of other scopes.
-pub(super) fn record_key(text: &str, headers: &HeaderMap, scopes: &[Scope]) -> Result<Key, Problem> {
+pub(super) fn record_key(text: &str, headers: &HeaderMap, uri: &Uri, scopes: &[Scope]) -> Result<Key, Problem> {
     let mut out = String::with_capacity(text.len() + 34);
     if !scopes.is_empty() {
         // Of a fixed length, so that no key can look like another scope's.
@@ -119,10 +121,14 @@ pub(super) fn record_key(text: &str, headers: &HeaderMap, scopes: &[Scope]) -> R
                 Scope::Caller => &header::AUTHORIZATION,
             };
             sha.update(name.as_str().as_bytes());
-            for value in headers.get_all(name) {
+            let mut add = |value: &[u8]| {
                 sha.update([0]);
                 sha.update(u64::try_from(value.len()).unwrap_or(0).to_be_bytes());
-                sha.update(value.as_bytes());
+                sha.update(value);
+            };
+            match whole(name, headers, uri) {
+                Some(value) => add(&value),
+                None => headers.get_all(name).iter().for_each(|value| add(value.as_bytes())),
             }
             sha.update([1]);
         }
@@ -143,8 +149,19 @@ pub(super) fn record_key(text: &str, headers: &HeaderMap, scopes: &[Scope]) -> R
     Key::given(&out).map_err(|e| Problem::new(Kind::InvalidKey, e.to_string()).key_text(text))
 }
 
+/// A header's value that the protocol has elsewhere or in parts: it must not matter by which a request comes.
+fn whole(name: &HeaderName, headers: &HeaderMap, uri: &Uri) -> Option<Vec<u8>> {
+    match *name {
+        header::HOST => hop::host(headers, uri).map(|host| host.as_bytes().to_ascii_lowercase()),
+        header::COOKIE => hop::joined_cookies(headers).map(|cookies| cookies.as_bytes().to_vec()),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]
@@ -172,7 +189,8 @@ mod tests {
     #[test]
     fn two_texts_or_two_scopes_never_share_a_record() {
         let mut headers = HeaderMap::new();
-        let key = |text: &str, headers: &HeaderMap, scopes: &[Scope]| record_key(text, headers, scopes).unwrap();
+        let uri = Uri::from_static("/");
+        let key = |text: &str, headers: &HeaderMap, scopes: &[Scope]| record_key(text, headers, &uri, scopes).unwrap();
         assert_ne!(key("a b", &headers, &[]), key("a%20b", &headers, &[]));
         assert_eq!(key("k-1", &headers, &[]).as_str(), "k-1");
         let none = key("k", &headers, &[Scope::Caller]);
@@ -181,7 +199,23 @@ mod tests {
         headers.insert(header::AUTHORIZATION, "Bearer two".parse().unwrap());
         assert!(none != one && one != key("k", &headers, &[Scope::Caller]));
         assert!(!one.as_str().contains("Bearer"));
-        assert!(record_key(&"%".repeat(MAX_KEY_BYTES), &headers, &[]).is_err(), "escaped, it is too long");
+        assert!(record_key(&"%".repeat(MAX_KEY_BYTES), &headers, &uri, &[]).is_err(), "escaped, it is too long");
+    }
+
+    #[test]
+    fn a_host_is_the_same_by_either_protocol_and_so_are_cookies() {
+        let key = |uri: &'static str, headers: &[(HeaderName, &'static str)]| {
+            let headers = headers.iter().map(|(n, v)| (n.clone(), HeaderValue::from_static(v))).collect();
+            let scopes = [Scope::Header(header::HOST), Scope::Header(header::COOKIE)];
+            record_key("k", &headers, &Uri::from_static(uri), &scopes).unwrap()
+        };
+        let one = key("/", &[(header::HOST, "a.example")]);
+        assert_eq!(key("https://A.example/", &[]), one);
+        assert_ne!(key("https://b.example/", &[]), one);
+        assert_ne!(key("/", &[]), one);
+        let split = key("/", &[(header::COOKIE, "a=1"), (header::COOKIE, "b=2")]);
+        assert_eq!(key("/", &[(header::COOKIE, "a=1; b=2")]), split);
+        assert_ne!(key("/", &[(header::COOKIE, "a=1")]), split);
     }
 
     #[test]

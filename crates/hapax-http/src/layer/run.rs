@@ -111,8 +111,8 @@ where
 {
     let options = &shared.options;
     let method = request.method();
-    let safe = method.is_safe() || *method == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
-    if safe {
+    // A change of protocol is a GET or, over HTTP/2, a CONNECT. `Upgrade` alone says nothing: curl offers h2c unasked.
+    if method.is_safe() || *method == Method::CONNECT {
         return Ok(Taken::Through(request));
     }
     let mut text = None;
@@ -166,7 +166,7 @@ fn quoted(text: &str) -> String {
 
 fn action_of(shared: &Shared, parts: &http::request::Parts, body: &Bytes, text: &str) -> Result<Action, Problem> {
     let options = &shared.options;
-    let key = key::record_key(text, &parts.headers, &options.scopes)?;
+    let key = key::record_key(text, &parts.headers, &parts.uri, &options.scopes)?;
     let (method, path) = (parts.method.as_str(), parts.uri.path());
     let target: String = path.chars().take(MAX_TARGET).collect();
     let params = json!({
@@ -349,7 +349,7 @@ where
         }
         Fate::Keep => {}
     }
-    match read(body, options.max_response_bytes, is_endless(&parts)).await {
+    match read(body, options.max_response_bytes, options.response_silence, is_endless(&parts)).await {
         Read::Whole(bytes) => Ok(Kept::new(parts.status, &parts.headers, bytes)),
         Read::TooLong(body) => {
             let limit = options.max_response_bytes;
@@ -380,7 +380,9 @@ enum Read {
     Broken(BoxError),
 }
 
-async fn read<B>(body: B, limit: usize, endless: bool) -> Read
+/// `silence`: how long it may be until the next piece. Without a limit an answer that stalls would hold its key, whose
+/// lease is renewed as long as it runs.
+async fn read<B>(body: B, limit: usize, silence: Duration, endless: bool) -> Read
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
@@ -391,10 +393,12 @@ where
         return Read::TooLong(body.map_err(Into::into).boxed_unsync());
     }
     let mut read = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(error) => return Read::Broken(error.into()),
+    loop {
+        let frame = match tokio::time::timeout(silence, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(error))) => return Read::Broken(error.into()),
+            Ok(None) => break,
+            Err(_) => return Read::Broken(format!("nothing came for {silence:?}").into()),
         };
         // Trailers are not recorded.
         let Ok(data) = frame.into_data() else { continue };
@@ -488,4 +492,39 @@ fn refused(error: Error, cors: bool) -> Response<Body> {
 pub(crate) fn problem_response(problem: Problem) -> Response<Body> {
     let (parts, body) = problem.into_parts();
     Response::from_parts(parts, full(body.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    const PIECE: Duration = Duration::from_secs(40);
+
+    /// A body of three pieces, each after a while, and of nothing more after that if it stalls.
+    fn slow(stalls: bool) -> impl http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static {
+        StreamBody::new(futures_util::stream::unfold(0, move |n| async move {
+            tokio::time::sleep(PIECE).await;
+            match n {
+                0..3 => Some((Ok(Frame::data(Bytes::from_static(b"x"))), n + 1)),
+                _ if stalls => std::future::pending().await,
+                _ => None,
+            }
+        }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_be_slow_and_not_silent() {
+        let silence = PIECE * 3 / 2;
+        match read(slow(false), 10, silence, false).await {
+            Read::Whole(bytes) => assert_eq!(bytes, "xxx"),
+            Read::TooLong(_) | Read::Broken(_) => panic!("its pieces came in time"),
+        }
+        let began = tokio::time::Instant::now();
+        assert!(matches!(read(slow(true), 10, silence, false).await, Read::Broken(_)));
+        let passed = began.elapsed();
+        assert!((PIECE * 4..PIECE * 5).contains(&passed), "{passed:?}");
+    }
 }
