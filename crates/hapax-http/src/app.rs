@@ -206,6 +206,8 @@ impl App {
 }
 
 impl Live {
+    /// What the configuration asks for. The managers that `before` brings take it up at the very end: of a
+    /// configuration that is refused, nothing counts.
     async fn make(
         config: ServeConfig,
         store: &Arc<dyn Store>,
@@ -217,8 +219,11 @@ impl Live {
                 continue;
             }
             let tenant = match before.get(namespace) {
+                // It serves requests: it is changed when nothing can fail any more.
                 Some(tenant) => {
-                    tenant.hapax.configure(|c| config.apply(c))?;
+                    let mut changed = hapax::Config::clone(&tenant.hapax.config());
+                    config.apply(&mut changed);
+                    changed.validate()?;
                     tenant.clone()
                 }
                 None => {
@@ -229,6 +234,11 @@ impl Live {
                 }
             };
             tenants.insert(namespace.to_string(), tenant);
+        }
+        for tenant in tenants.iter().filter(|(namespace, _)| before.contains_key(*namespace)).map(|(_, tenant)| tenant)
+        {
+            // As checked above: what else may change meanwhile is what this sets.
+            tenant.hapax.configure(|c| config.apply(c))?;
         }
         let grants = config
             .tokens
@@ -245,5 +255,31 @@ impl Live {
             max_wait: config.limits.max_wait.0,
         };
         Ok(Self { limits, grants, tenants, open_to_loopback, config })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_a_refused_configuration_nothing_counts() {
+        let config = |text: &str| ServeConfig::from_toml(text).unwrap();
+        let store = hapax::store::open("memory:").await.unwrap();
+        let now = Live::make(config(""), &store, &HashMap::new()).await.unwrap();
+        let token = |namespace: &str| {
+            let hash = crate::access::TokenHash::of(namespace);
+            format!("[[token]]\nname = \"t\"\nsha256 = \"{hash}\"\nnamespace = \"{namespace}\"\nrole = \"read\"\n")
+        };
+        let mut next = config(&format!("max_entries = 5\n{}{}", token("default"), token("new")));
+        // A manager that cannot be made, whatever the reason.
+        next.tokens[1].namespace = "bad name".into();
+        assert!(Live::make(next.clone(), &store, &now.tenants).await.is_err());
+        let limit = |live: &Live| live.tenants["default"].hapax.config().max_entries;
+        assert_eq!(limit(&now), None);
+        assert!(next.validate().unwrap_err().to_string().contains("bad name"));
+        next.tokens[1].namespace = "new".into();
+        assert_eq!(limit(&Live::make(next, &store, &now.tenants).await.unwrap()), Some(5));
+        assert_eq!(limit(&now), Some(5), "it is the same manager");
     }
 }

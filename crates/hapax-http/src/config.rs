@@ -296,7 +296,11 @@ impl ServeConfig {
         }
         let mut config = hapax::Config::default();
         self.apply(&mut config);
-        config.validate()
+        for namespace in self.tokens.iter().map(|t| &t.namespace).chain([&self.namespace]) {
+            config.namespace.clone_from(namespace);
+            config.validate()?;
+        }
+        Ok(())
     }
 
     /// Puts what managers take from here into their configuration.
