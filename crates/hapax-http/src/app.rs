@@ -14,7 +14,7 @@ use hapax::{Error, Hapax, Key, Stats};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::access::Grant;
+use crate::access::{Grant, Pass};
 use crate::config::ServeConfig;
 use crate::events::Feed;
 use crate::metrics::Metrics;
@@ -37,6 +37,7 @@ pub(crate) struct Inner {
     metrics: Arc<Metrics>,
     began: Instant,
     closing: watch::Sender<bool>,
+    reloaded: watch::Sender<()>,
 }
 
 /// What a reload can change.
@@ -106,7 +107,8 @@ impl App {
         let store: Arc<dyn Store> = Arc::new(crate::timed::Timed::new(store, metrics.clone()));
         let live = Live::make(config, &store, &HashMap::new()).await?;
         let (live, began) = (ArcSwap::from_pointee(live), Instant::now());
-        let inner = Inner { store, live, metrics, began, closing: watch::Sender::new(false) };
+        let inner =
+            Inner { store, live, metrics, began, closing: watch::Sender::new(false), reloaded: watch::Sender::new(()) };
         let inner = Arc::new(inner);
         tokio::spawn(watch(Arc::downgrade(&inner)));
         Ok(Self { inner })
@@ -135,6 +137,7 @@ impl App {
         let live = Live::make(config, &self.inner.store, &before.tenants).await?;
         tracing::info!(tokens = live.grants.len(), namespaces = live.tenants.len(), "configuration reloaded");
         self.inner.live.store(Arc::new(live));
+        self.inner.reloaded.send_replace(());
         Ok(())
     }
 
@@ -183,6 +186,14 @@ impl App {
         let _ = closing.wait_for(|closing| *closing).await;
     }
 
+    /// Watches over what a request was admitted by.
+    pub(crate) fn term(&self, pass: Pass) -> Term {
+        let mut reloaded = self.inner.reloaded.subscribe();
+        // There may have been a reload since it was admitted.
+        reloaded.mark_changed();
+        Term { app: self.clone(), pass, reloaded }
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         *self.inner.closing.borrow()
     }
@@ -202,6 +213,25 @@ impl App {
             let _ = tenant.hapax.shutdown(limit).await?;
         }
         Ok(self.inner.store.close().await?)
+    }
+}
+
+/// How long a request stays admitted.
+pub(crate) struct Term {
+    app: App,
+    pass: Pass,
+    reloaded: watch::Receiver<()>,
+}
+
+impl Term {
+    /// Returns once a reload has taken away by what it was admitted.
+    pub(crate) async fn over(&mut self) {
+        // The sender lives as long as this handle.
+        while self.reloaded.changed().await.is_ok() {
+            if !self.app.with_live(|live| self.pass.holds(live)) {
+                return;
+            }
+        }
     }
 }
 
