@@ -53,7 +53,7 @@ pub struct ServeConfig {
     pub tokens: Vec<TokenConfig>,
     /// The origins whose pages may read answers. Needs tokens.
     pub cors_origins: Vec<String>,
-    /// Answers `/metrics` without a token.
+    /// Answers `/metrics` without a token, for all namespaces; a token is told of its own.
     pub public_metrics: bool,
 }
 

@@ -3,7 +3,7 @@
 //! `/` is the dashboard's place: [`assets`](crate::assets) are embedded there.
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
@@ -83,13 +83,16 @@ async fn ready(State(app): State<App>) -> Response {
 }
 
 async fn metrics(State(app): State<App>, request: Request) -> Response {
-    if !app.live().config.public_metrics {
+    // A token opens one namespace, and tells of no other.
+    let only = if app.with_live(|live| live.config.public_metrics) {
+        None
+    } else {
         let (mut parts, _) = request.into_parts();
-        use axum::extract::FromRequestParts;
-        if let Err(problem) = Reader::from_request_parts(&mut parts, &app).await {
-            return problem.into_response();
+        match Reader::from_request_parts(&mut parts, &app).await {
+            Ok(Reader(tenant)) => Some(tenant),
+            Err(problem) => return problem.into_response(),
         }
-    }
-    let text = app.metrics().text(&app).await;
+    };
+    let text = app.metrics().text(&app, only.as_deref()).await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

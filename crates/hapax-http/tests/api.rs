@@ -339,6 +339,23 @@ async fn a_token_opens_its_namespace_as_far_as_its_role_goes() {
 }
 
 #[tokio::test]
+async fn metrics_tell_a_token_of_its_own_namespace_alone() {
+    let tokens = [token("one", "one", "read"), token("two", "two", "read")].concat();
+    let namespaces = |answer: common::Answer| {
+        let text = String::from_utf8(answer.is(200).body.to_vec()).unwrap();
+        ["one", "two"].map(|namespace| text.contains(&format!("hapax_records{{namespace=\"{namespace}\"}} 0\n")))
+    };
+    let server = serve(&tokens).await;
+    server.client().get("/metrics").await.is(401);
+    assert_eq!(namespaces(server.client().bearer("one").get("/metrics").await), [true, false]);
+    assert_eq!(namespaces(server.client().bearer("two").get("/metrics").await), [false, true]);
+    server.stop().await;
+    let server = serve(&format!("public_metrics = true\n{tokens}")).await;
+    assert_eq!(namespaces(server.client().get("/metrics").await), [true, true]);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn what_a_token_opened_ends_when_a_reload_takes_it_away() {
     let [kept, gone] = [token("kept", "one", "write"), token("gone", "one", "write")];
     let server = serve(&format!("{kept}{gone}")).await;
