@@ -2,9 +2,10 @@
 //! where there are none, the guard that keeps web pages away from a server on
 //! the loopback.
 //!
-//! Invariants: a handler gets a tenant only through [`Reader`], [`Writer`] or
-//! [`Admin`], so none can forget to ask; of a token nothing but its SHA-256 is
-//! kept, and every hash is compared in full, in constant time, whichever fits.
+//! Invariants: a handler gets a tenant only through a type that names the role
+//! it needs, so none can forget to ask; what lasts (a stream, a wait) keeps its
+//! [`Pass`] and ends when a reload takes that away; of a token nothing but its
+//! SHA-256 is kept, and every hash is compared in full, in constant time.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use crate::api::is_json;
-use crate::app::{App, Tenant};
+use crate::app::{App, Live, Tenant};
 use crate::problem::{Kind, Problem};
 
 /// The namespace that a client means: a guard against the wrong token.
@@ -111,19 +112,58 @@ pub(crate) struct Reader(pub(crate) Arc<Tenant>);
 pub(crate) struct Writer(pub(crate) Arc<Tenant>);
 /// May take records away and change settings.
 pub(crate) struct Admin(pub(crate) Arc<Tenant>);
+/// May read, and stays to do so.
+pub(crate) struct Listener(pub(crate) Pass);
+/// May run actions, and waits for another's perhaps.
+pub(crate) struct Claimer(pub(crate) Pass);
 
 macro_rules! admitted {
     ($($name:ident: $role:ident),*) => {$(
         impl FromRequestParts<App> for $name {
             type Rejection = Problem;
             async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-                admit(parts, app, Role::$role).map(|(tenant, _)| Self(tenant))
+                admit(parts, app, Role::$role).map(|pass| Self(pass.into()))
             }
         }
     )*};
 }
 
-admitted!(Reader: Read, Writer: Write, Admin: Admin);
+admitted!(Reader: Read, Writer: Write, Admin: Admin, Listener: Read, Claimer: Write);
+
+/// By what a request was admitted.
+#[derive(Clone, Debug)]
+pub(crate) struct Pass {
+    pub(crate) tenant: Arc<Tenant>,
+    /// None where there are no tokens.
+    token: Option<TokenHash>,
+    /// What the token allows.
+    role: Role,
+    /// What was asked for.
+    needed: Role,
+}
+
+impl Pass {
+    /// Whether it would be admitted to the same now.
+    pub(crate) fn holds(&self, live: &Live) -> bool {
+        let tenant = match (&self.token, &live.open_to_loopback) {
+            (None, open) => open.as_ref(),
+            (Some(_), Some(_)) => None,
+            (Some(token), None) => find(&live.grants, token).filter(|g| g.role >= self.needed).map(|g| &g.tenant),
+        };
+        tenant.is_some_and(|tenant| Arc::ptr_eq(tenant, &self.tenant))
+    }
+
+    /// What a wait ends with.
+    pub(crate) fn lost() -> Problem {
+        Problem::new(Kind::Unauthorized, "a reload took this bearer token away, or gave it another meaning")
+    }
+}
+
+impl From<Pass> for Arc<Tenant> {
+    fn from(pass: Pass) -> Self {
+        pass.tenant
+    }
+}
 
 /// May read, and asks what more.
 pub(crate) struct Visitor(pub(crate) Arc<Tenant>, pub(crate) Role);
@@ -131,15 +171,15 @@ pub(crate) struct Visitor(pub(crate) Arc<Tenant>, pub(crate) Role);
 impl FromRequestParts<App> for Visitor {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        admit(parts, app, Role::Read).map(|(tenant, role)| Self(tenant, role))
+        admit(parts, app, Role::Read).map(|pass| Self(pass.tenant, pass.role))
     }
 }
 
-fn admit(parts: &Parts, app: &App, needed: Role) -> Result<(Arc<Tenant>, Role), Problem> {
-    let (tenant, role) = app.with_live(|live| match &live.open_to_loopback {
+fn admit(parts: &Parts, app: &App, needed: Role) -> Result<Pass, Problem> {
+    let pass = app.with_live(|live| match &live.open_to_loopback {
         Some(tenant) => {
             guard_loopback(parts)?;
-            Ok((tenant.clone(), Role::Admin))
+            Ok(Pass { tenant: tenant.clone(), token: None, role: Role::Admin, needed })
         }
         None => {
             let token = bearer(&parts.headers)?;
@@ -149,9 +189,10 @@ fn admit(parts: &Parts, app: &App, needed: Role) -> Result<(Arc<Tenant>, Role), 
                 let detail = format!("this token may {:?} and this needs {needed:?}", grant.role).to_lowercase();
                 return Err(Problem::new(Kind::Forbidden, detail));
             }
-            Ok((grant.tenant.clone(), grant.role))
+            Ok(Pass { tenant: grant.tenant.clone(), token: Some(grant.hash), role: grant.role, needed })
         }
     })?;
+    let tenant = &pass.tenant;
     // A client that means another namespace than its token opens must not write into this one.
     if let Some(meant) = parts.headers.get(NAMESPACE)
         && !meant.is_empty()
@@ -172,7 +213,7 @@ fn admit(parts: &Parts, app: &App, needed: Role) -> Result<(Arc<Tenant>, Role), 
             "send JSON with `Content-Type: application/json`, also with an empty body",
         ));
     }
-    Ok((tenant, role))
+    Ok(pass)
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {

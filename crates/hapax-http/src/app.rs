@@ -14,7 +14,7 @@ use hapax::{Error, Hapax, Key, Stats};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::access::Grant;
+use crate::access::{Grant, Pass};
 use crate::config::ServeConfig;
 use crate::events::Feed;
 use crate::metrics::Metrics;
@@ -37,6 +37,7 @@ pub(crate) struct Inner {
     metrics: Arc<Metrics>,
     began: Instant,
     closing: watch::Sender<bool>,
+    reloaded: watch::Sender<()>,
 }
 
 /// What a reload can change.
@@ -106,7 +107,8 @@ impl App {
         let store: Arc<dyn Store> = Arc::new(crate::timed::Timed::new(store, metrics.clone()));
         let live = Live::make(config, &store, &HashMap::new()).await?;
         let (live, began) = (ArcSwap::from_pointee(live), Instant::now());
-        let inner = Inner { store, live, metrics, began, closing: watch::Sender::new(false) };
+        let inner =
+            Inner { store, live, metrics, began, closing: watch::Sender::new(false), reloaded: watch::Sender::new(()) };
         let inner = Arc::new(inner);
         tokio::spawn(watch(Arc::downgrade(&inner)));
         Ok(Self { inner })
@@ -135,6 +137,7 @@ impl App {
         let live = Live::make(config, &self.inner.store, &before.tenants).await?;
         tracing::info!(tokens = live.grants.len(), namespaces = live.tenants.len(), "configuration reloaded");
         self.inner.live.store(Arc::new(live));
+        self.inner.reloaded.send_replace(());
         Ok(())
     }
 
@@ -183,6 +186,14 @@ impl App {
         let _ = closing.wait_for(|closing| *closing).await;
     }
 
+    /// Watches over what a request was admitted by.
+    pub(crate) fn term(&self, pass: Pass) -> Term {
+        let mut reloaded = self.inner.reloaded.subscribe();
+        // There may have been a reload since it was admitted.
+        reloaded.mark_changed();
+        Term { app: self.clone(), pass, reloaded }
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         *self.inner.closing.borrow()
     }
@@ -205,7 +216,28 @@ impl App {
     }
 }
 
+/// How long a request stays admitted.
+pub(crate) struct Term {
+    app: App,
+    pass: Pass,
+    reloaded: watch::Receiver<()>,
+}
+
+impl Term {
+    /// Returns once a reload has taken away by what it was admitted.
+    pub(crate) async fn over(&mut self) {
+        // The sender lives as long as this handle.
+        while self.reloaded.changed().await.is_ok() {
+            if !self.app.with_live(|live| self.pass.holds(live)) {
+                return;
+            }
+        }
+    }
+}
+
 impl Live {
+    /// What the configuration asks for. The managers that `before` brings take it up at the very end: of a
+    /// configuration that is refused, nothing counts.
     async fn make(
         config: ServeConfig,
         store: &Arc<dyn Store>,
@@ -217,8 +249,11 @@ impl Live {
                 continue;
             }
             let tenant = match before.get(namespace) {
+                // It serves requests: it is changed when nothing can fail any more.
                 Some(tenant) => {
-                    tenant.hapax.configure(|c| config.apply(c))?;
+                    let mut changed = hapax::Config::clone(&tenant.hapax.config());
+                    config.apply(&mut changed);
+                    changed.validate()?;
                     tenant.clone()
                 }
                 None => {
@@ -229,6 +264,11 @@ impl Live {
                 }
             };
             tenants.insert(namespace.to_string(), tenant);
+        }
+        for tenant in tenants.iter().filter(|(namespace, _)| before.contains_key(*namespace)).map(|(_, tenant)| tenant)
+        {
+            // As checked above: what else may change meanwhile is what this sets.
+            tenant.hapax.configure(|c| config.apply(c))?;
         }
         let grants = config
             .tokens
@@ -245,5 +285,31 @@ impl Live {
             max_wait: config.limits.max_wait.0,
         };
         Ok(Self { limits, grants, tenants, open_to_loopback, config })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn of_a_refused_configuration_nothing_counts() {
+        let config = |text: &str| ServeConfig::from_toml(text).unwrap();
+        let store = hapax::store::open("memory:").await.unwrap();
+        let now = Live::make(config(""), &store, &HashMap::new()).await.unwrap();
+        let token = |namespace: &str| {
+            let hash = crate::access::TokenHash::of(namespace);
+            format!("[[token]]\nname = \"t\"\nsha256 = \"{hash}\"\nnamespace = \"{namespace}\"\nrole = \"read\"\n")
+        };
+        let mut next = config(&format!("max_entries = 5\n{}{}", token("default"), token("new")));
+        // A manager that cannot be made, whatever the reason.
+        next.tokens[1].namespace = "bad name".into();
+        assert!(Live::make(next.clone(), &store, &now.tenants).await.is_err());
+        let limit = |live: &Live| live.tenants["default"].hapax.config().max_entries;
+        assert_eq!(limit(&now), None);
+        assert!(next.validate().unwrap_err().to_string().contains("bad name"));
+        next.tokens[1].namespace = "new".into();
+        assert_eq!(limit(&Live::make(next, &store, &now.tenants).await.unwrap()), Some(5));
+        assert_eq!(limit(&now), Some(5), "it is the same manager");
     }
 }

@@ -53,7 +53,7 @@ pub struct ServeConfig {
     pub tokens: Vec<TokenConfig>,
     /// The origins whose pages may read answers. Needs tokens.
     pub cors_origins: Vec<String>,
-    /// Answers `/metrics` without a token.
+    /// Answers `/metrics` without a token, for all namespaces; a token is told of its own.
     pub public_metrics: bool,
 }
 
@@ -296,7 +296,11 @@ impl ServeConfig {
         }
         let mut config = hapax::Config::default();
         self.apply(&mut config);
-        config.validate()
+        for namespace in self.tokens.iter().map(|t| &t.namespace).chain([&self.namespace]) {
+            config.namespace.clone_from(namespace);
+            config.validate()?;
+        }
+        Ok(())
     }
 
     /// Puts what managers take from here into their configuration.

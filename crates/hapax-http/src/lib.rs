@@ -31,6 +31,7 @@ mod schema;
 mod serve;
 mod server;
 mod stall;
+mod streams;
 pub mod telemetry;
 mod timed;
 mod timer;

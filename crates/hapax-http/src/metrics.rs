@@ -14,7 +14,7 @@ use hapax::{Error, RemoteClaimed};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
 
-use crate::app::App;
+use crate::app::{App, Tenant};
 
 /// The upper bounds of a histogram's buckets, in seconds.
 const BOUNDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0];
@@ -270,8 +270,8 @@ impl Metrics {
         });
     }
 
-    /// The text that Prometheus reads.
-    pub(crate) async fn text(&self, app: &App) -> String {
+    /// The text that Prometheus reads, with the numbers of this namespace alone if there is one.
+    pub(crate) async fn text(&self, app: &App, only: Option<&Tenant>) -> String {
         let counts = self.sum();
         let mut out = String::with_capacity(16 << 10);
         let head = |out: &mut String, name: &str, kind: &str, help: &str| {
@@ -318,13 +318,13 @@ impl Metrics {
         }
         head(&mut out, "hapax_store_errors_total", "counter", "Operations that the store failed to do.");
         let _ = writeln!(out, "hapax_store_errors_total {}", counts.store_errors);
-        tenants(&mut out, app).await;
+        tenants(&mut out, app, only).await;
         out
     }
 }
 
 /// What the store knows of each namespace.
-async fn tenants(out: &mut String, app: &App) {
+async fn tenants(out: &mut String, app: &App, only: Option<&Tenant>) {
     type Pick = fn(&hapax::Stats) -> u64;
     const GAUGES: [(&str, &str, Pick); 3] = [
         ("hapax_records", "Records kept.", |s| s.total_cached),
@@ -343,6 +343,9 @@ async fn tenants(out: &mut String, app: &App) {
     ];
     let mut stats = BTreeMap::new();
     for (namespace, tenant) in &app.live().tenants {
+        if only.is_some_and(|only| only.hapax.config().namespace != *namespace) {
+            continue;
+        }
         match tenant.hapax.stats().await {
             Ok(of) => {
                 stats.insert(namespace.clone(), of);

@@ -42,7 +42,7 @@ problems! {
         "503" "Try again later with the same key (`store-unavailable`, `overloaded`, `shutting-down`); after `answer-lost` it may have happened";
     /// What a call with a body may answer.
     Sent:
-        "408" "The body took too long to arrive (`request-timeout`)",
+        "408" "The body took too long to arrive: send it again with the same key (`request-timeout`)",
         "413" "The body is larger than the limit (`body-too-large`), or the result is (`result-too-large`)",
         "415" "The content type is not JSON (`unsupported-media-type`)";
     /// The key stands otherwise.

@@ -126,33 +126,34 @@ impl Kind {
     /// Whether the same request may succeed later with the same key.
     #[must_use]
     pub fn retryable(self) -> bool {
-        matches!(self.row().3, Advice::Retry | Advice::RetryOrNewKey)
+        matches!(self.row().3, Advice::Retry)
     }
 
-    /// Whether the same request under a new key cannot repeat an effect.
+    /// Whether the same request under a new key cannot repeat an effect: only where the key's record says so. Whoever
+    /// is refused before that, or while it waits, may have a first sending that runs or has run.
     #[must_use]
     pub fn safe_to_use_new_key(self) -> bool {
-        matches!(self.row().3, Advice::NewKey | Advice::RetryOrNewKey)
+        matches!(self.row().3, Advice::NewKey)
     }
 
     fn row(self) -> (&'static str, StatusCode, &'static str, Advice) {
-        use Advice::{KeepKey, NewKey, Retry, RetryOrNewKey};
+        use Advice::{KeepKey, NewKey, Retry};
         use StatusCode as S;
         match self {
-            Self::BadRequest => ("bad-request", S::BAD_REQUEST, "The request cannot be understood", NewKey),
-            Self::MissingKey => ("missing-key", S::BAD_REQUEST, "An Idempotency-Key is required", NewKey),
-            Self::InvalidKey => ("invalid-key", S::BAD_REQUEST, "The key is not valid", NewKey),
-            Self::Unauthorized => ("unauthorized", S::UNAUTHORIZED, "A valid bearer token is required", NewKey),
-            Self::Forbidden => ("forbidden", S::FORBIDDEN, "This is not allowed", NewKey),
-            Self::NotFound => ("not-found", S::NOT_FOUND, "There is nothing here", NewKey),
+            Self::BadRequest => ("bad-request", S::BAD_REQUEST, "The request cannot be understood", KeepKey),
+            Self::MissingKey => ("missing-key", S::BAD_REQUEST, "An Idempotency-Key is required", KeepKey),
+            Self::InvalidKey => ("invalid-key", S::BAD_REQUEST, "The key is not valid", KeepKey),
+            Self::Unauthorized => ("unauthorized", S::UNAUTHORIZED, "A valid bearer token is required", KeepKey),
+            Self::Forbidden => ("forbidden", S::FORBIDDEN, "This is not allowed", KeepKey),
+            Self::NotFound => ("not-found", S::NOT_FOUND, "There is nothing here", KeepKey),
             Self::MethodNotAllowed => {
-                ("method-not-allowed", S::METHOD_NOT_ALLOWED, "The path knows no such method", NewKey)
+                ("method-not-allowed", S::METHOD_NOT_ALLOWED, "The path knows no such method", KeepKey)
             }
             Self::RequestTimeout => {
-                ("request-timeout", S::REQUEST_TIMEOUT, "The request took too long to arrive", RetryOrNewKey)
+                ("request-timeout", S::REQUEST_TIMEOUT, "The request took too long to arrive", Retry)
             }
             Self::InFlight => ("in-flight", S::CONFLICT, "The action is running", Retry),
-            Self::Released => ("released", S::CONFLICT, "The attempt waited for ended without effect", RetryOrNewKey),
+            Self::Released => ("released", S::CONFLICT, "The attempt waited for ended without effect", Retry),
             Self::InDoubt => ("in-doubt", S::CONFLICT, "Nobody knows whether the effect happened", KeepKey),
             Self::LostClaim => ("lost-claim", S::CONFLICT, "The attempt lost its claim and changed nothing", KeepKey),
             Self::WrongState => ("wrong-state", S::CONFLICT, "The key's state does not allow this", KeepKey),
@@ -160,25 +161,23 @@ impl Kind {
             Self::ResultTooLarge => {
                 ("result-too-large", S::PAYLOAD_TOO_LARGE, "The result is too large to record", KeepKey)
             }
-            Self::BodyTooLarge => ("body-too-large", S::PAYLOAD_TOO_LARGE, "The request's body is too large", NewKey),
+            Self::BodyTooLarge => ("body-too-large", S::PAYLOAD_TOO_LARGE, "The request's body is too large", KeepKey),
             Self::UnsupportedMediaType => (
                 "unsupported-media-type",
                 S::UNSUPPORTED_MEDIA_TYPE,
                 "The content type must be application/json",
-                NewKey,
+                KeepKey,
             ),
             Self::ParamsMismatch => {
                 ("params-mismatch", S::UNPROCESSABLE_ENTITY, "The key was used with other content", NewKey)
             }
-            Self::StoreFull => ("store-full", S::INSUFFICIENT_STORAGE, "The store is full", RetryOrNewKey),
+            Self::StoreFull => ("store-full", S::INSUFFICIENT_STORAGE, "The store is full", Retry),
             Self::StoreUnavailable => ("store-unavailable", S::SERVICE_UNAVAILABLE, "The store does not answer", Retry),
             Self::AnswerLost => ("answer-lost", S::SERVICE_UNAVAILABLE, "Nobody knows whether the store did it", Retry),
-            Self::Overloaded => ("overloaded", S::SERVICE_UNAVAILABLE, "Too much is under way", RetryOrNewKey),
-            Self::ShuttingDown => {
-                ("shutting-down", S::SERVICE_UNAVAILABLE, "The server is shutting down", RetryOrNewKey)
-            }
+            Self::Overloaded => ("overloaded", S::SERVICE_UNAVAILABLE, "Too much is under way", Retry),
+            Self::ShuttingDown => ("shutting-down", S::SERVICE_UNAVAILABLE, "The server is shutting down", Retry),
             Self::UpstreamUnreachable => {
-                ("upstream-unreachable", S::BAD_GATEWAY, "The upstream cannot be reached", RetryOrNewKey)
+                ("upstream-unreachable", S::BAD_GATEWAY, "The upstream cannot be reached", Retry)
             }
             Self::UpstreamLost => ("upstream-lost", S::BAD_GATEWAY, "The upstream gave no whole answer", KeepKey),
             Self::Internal => ("internal", S::INTERNAL_SERVER_ERROR, "The server is at fault", KeepKey),
@@ -189,11 +188,9 @@ impl Kind {
 enum Advice {
     /// Try again with the same key; a new one may repeat the effect.
     Retry,
-    /// Nothing happened: either way is safe.
-    RetryOrNewKey,
-    /// The same request will fail again; nothing ran, so another one may have a new key.
+    /// The same request will fail again, and by the key's record nothing of it happened: it may have a new key.
     NewKey,
-    /// Neither: the key's state must be looked at.
+    /// Neither: the request is to be corrected, or the key's state looked at. A new key may repeat the effect.
     KeepKey,
 }
 
@@ -221,7 +218,7 @@ pub(crate) struct Document<'a> {
     state: Option<State>,
     /// Whether the same request may succeed later with the same key.
     retryable: bool,
-    /// Whether the same request under a new key cannot repeat an effect.
+    /// Whether the same request under a new key cannot repeat an effect: `true` only where the key's record says so.
     safe_to_use_new_key: bool,
     /// The attempt that it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -389,11 +386,12 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_happened_never_advises_a_new_key() {
-        for kind in
-            [Kind::InDoubt, Kind::InFlight, Kind::LostClaim, Kind::UpstreamLost, Kind::ResultTooLarge, Kind::AnswerLost]
-        {
-            assert!(!kind.safe_to_use_new_key(), "{kind:?}");
+    fn a_new_key_is_advised_only_where_the_record_says_that_nothing_happened() {
+        let advised: Vec<_> = Kind::ALL.into_iter().filter(|kind| kind.safe_to_use_new_key()).collect();
+        assert_eq!(advised, [Kind::Failed, Kind::ParamsMismatch]);
+        // These do not last, and the key may be running or have its result: it is to be sent again.
+        for kind in [Kind::RequestTimeout, Kind::Overloaded, Kind::ShuttingDown, Kind::AnswerLost, Kind::InFlight] {
+            assert!(kind.retryable(), "{kind:?}");
         }
         assert!(!Kind::InDoubt.retryable());
     }

@@ -3,9 +3,10 @@
 //! `/` is the dashboard's place: [`assets`](crate::assets) are embedded there.
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use bytes::Bytes;
 use http::header;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -25,8 +26,9 @@ pub(crate) fn paths() -> (Router<App>, OpenApi) {
 pub fn router(app: App) -> Router {
     let (routes, paths) = paths();
     let document = openapi::complete(paths);
-    let page = docs::page(&document);
-    let text = serde_json::to_string_pretty(&document).unwrap_or_default() + "\n";
+    // Shared, so that an answer which nobody takes holds no copy.
+    let page = Bytes::from(docs::page(&document));
+    let text = Bytes::from(serde_json::to_string_pretty(&document).unwrap_or_default() + "\n");
     routes
         .route("/openapi.json", get(move || content("application/json", text.clone())))
         .route("/docs", get(move || content("text/html; charset=utf-8", page.clone())))
@@ -63,7 +65,7 @@ pub(crate) fn admin(app: App) -> Router {
         .with_state(app)
 }
 
-async fn content(content_type: &'static str, body: String) -> Response {
+async fn content(content_type: &'static str, body: Bytes) -> Response {
     ([(header::CONTENT_TYPE, content_type), (header::CONTENT_SECURITY_POLICY, docs::POLICY)], body).into_response()
 }
 
@@ -81,13 +83,16 @@ async fn ready(State(app): State<App>) -> Response {
 }
 
 async fn metrics(State(app): State<App>, request: Request) -> Response {
-    if !app.live().config.public_metrics {
+    // A token opens one namespace, and tells of no other.
+    let only = if app.with_live(|live| live.config.public_metrics) {
+        None
+    } else {
         let (mut parts, _) = request.into_parts();
-        use axum::extract::FromRequestParts;
-        if let Err(problem) = Reader::from_request_parts(&mut parts, &app).await {
-            return problem.into_response();
+        match Reader::from_request_parts(&mut parts, &app).await {
+            Ok(Reader(tenant)) => Some(tenant),
+            Err(problem) => return problem.into_response(),
         }
-    }
-    let text = app.metrics().text(&app).await;
+    };
+    let text = app.metrics().text(&app, only.as_deref()).await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

@@ -134,7 +134,12 @@ async fn a_shutdown_ends_waits_at_once() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let began = Instant::now();
     server.stop().await;
-    assert_eq!(waiting.await.unwrap().is(503).problem(), "shutting-down");
+    let refused = waiting.await.unwrap();
+    assert_eq!(refused.is(503).problem(), "shutting-down");
+    // The action runs elsewhere: under a new key it would run twice.
+    let problem = refused.json();
+    assert_eq!((&problem["retryable"], &problem["safeToUseNewKey"]), (&json!(true), &json!(false)));
+    assert!(!problem["detail"].as_str().unwrap().contains("nothing ran"), "{problem}");
     assert!(began.elapsed() < Duration::from_secs(5));
 }
 
@@ -330,6 +335,72 @@ async fn a_token_opens_its_namespace_as_far_as_its_role_goes() {
     server.reloader.as_ref().unwrap().reload(config).await.unwrap();
     writer.get("/v1/stats").await.is(401);
     reader.get("/v1/stats").await.is(200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_tell_a_token_of_its_own_namespace_alone() {
+    let tokens = [token("one", "one", "read"), token("two", "two", "read")].concat();
+    let namespaces = |answer: common::Answer| {
+        let text = String::from_utf8(answer.is(200).body.to_vec()).unwrap();
+        ["one", "two"].map(|namespace| text.contains(&format!("hapax_records{{namespace=\"{namespace}\"}} 0\n")))
+    };
+    let server = serve(&tokens).await;
+    server.client().get("/metrics").await.is(401);
+    assert_eq!(namespaces(server.client().bearer("one").get("/metrics").await), [true, false]);
+    assert_eq!(namespaces(server.client().bearer("two").get("/metrics").await), [false, true]);
+    server.stop().await;
+    let server = serve(&format!("public_metrics = true\n{tokens}")).await;
+    assert_eq!(namespaces(server.client().get("/metrics").await), [true, true]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_token_opened_ends_when_a_reload_takes_it_away() {
+    let [kept, gone] = [token("kept", "one", "write"), token("gone", "one", "write")];
+    let server = serve(&format!("{kept}{gone}")).await;
+    let stream = |name: &str| {
+        let http = server.client().bearer(name);
+        tokio::spawn(async move { http.get("/v1/events").await })
+    };
+    let (mine, theirs) = (stream("kept"), stream("gone"));
+    let http = server.client().bearer("gone");
+    http.claim(&json!({"key": "w"})).await;
+    let waiting = [
+        tokio::spawn({
+            let http = http.clone();
+            async move { http.post("/v1/claims", &json!({"key": "w", "wait": "60s"})).await }
+        }),
+        tokio::spawn({
+            let http = http.clone();
+            async move { http.get("/v1/records/w?wait=60s").await }
+        }),
+    ];
+    // All four are under way.
+    let running = async {
+        let watcher = server.client().bearer("kept");
+        let heard = |text: &str| {
+            let line = |name: &str, least: u32| {
+                let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u32>().ok());
+                value.is_some_and(|value| value >= least)
+            };
+            line("hapax_http_requests_total{method=\"GET\",route=\"/v1/events\",status=\"200\"}", 2)
+                && line("hapax_http_requests_running ", 3)
+        };
+        while !heard(&String::from_utf8(watcher.get("/metrics").await.body.to_vec()).unwrap()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), running).await.expect("they begin");
+    let config = hapax_http::ServeConfig::from_toml(&kept).unwrap();
+    server.reloader.as_ref().unwrap().reload(config).await.unwrap();
+    let soon = |task| tokio::time::timeout(Duration::from_secs(20), task);
+    soon(theirs).await.expect("its stream ends").unwrap().is(200);
+    for wait in waiting {
+        assert_eq!(soon(wait).await.expect("its wait ends").unwrap().is(401).problem(), "unauthorized");
+    }
+    assert!(!mine.is_finished(), "who keeps its token keeps its stream");
+    mine.abort();
     server.stop().await;
 }
 

@@ -5,7 +5,11 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use common::{raw, read, serve};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -110,5 +114,64 @@ async fn a_client_that_leaves_while_it_waits_leaves_nothing_behind() {
     http.complete(&attempt, "k", &json!(1)).await.is(200);
     http.post("/v1/claims", &json!({"key": "k"})).await.is(200);
     assert_eq!(http.get("/v1/info").await.json()["inFlight"], 0);
+    server.stop().await;
+}
+
+/// An HTTP/2 client that opens windows of this size, and the task that ends with its connection.
+async fn http2(address: std::net::SocketAddr, window: u32) -> (SendRequest<Full<Bytes>>, tokio::task::JoinHandle<()>) {
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (send, connection) = builder.initial_stream_window_size(window).handshake(stream).await.unwrap();
+    let connection = tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    (send, connection)
+}
+
+fn asks(address: std::net::SocketAddr, path: &str, body: &'static str) -> http::Request<Full<Bytes>> {
+    let request = http::Request::builder().method(if body.is_empty() { "GET" } else { "POST" });
+    let request = request.uri(format!("http://{address}{path}")).header("content-type", "application/json");
+    request.body(Full::new(body.into())).unwrap()
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn over_http2_who_takes_nothing_or_asks_nothing_does_not_hold_a_place() {
+    let server = serve(SHORT).await;
+    // It opens no window and answers pings.
+    let (mut send, deaf) = http2(server.address, 0).await;
+    let answer = send.send_request(asks(server.address, "/openapi.json", "")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    tokio::time::timeout(PATIENCE, deaf).await.expect("who takes nothing is cut off").unwrap();
+    drop((send, answer));
+    // What is left of a window that closes counts as little.
+    let (mut send, deaf) = http2(server.address, 1_000).await;
+    let answer = send.send_request(asks(server.address, "/openapi.json", "")).await.unwrap();
+    tokio::time::timeout(PATIENCE, deaf).await.expect("who takes no more is cut off").unwrap();
+    drop((send, answer));
+    let (mut send, idle) = http2(server.address, 1 << 20).await;
+    send.send_request(asks(server.address, "/healthz", "")).await.unwrap().collect().await.unwrap();
+    tokio::time::timeout(PATIENCE, idle).await.expect("an idle connection is closed").unwrap();
+    let (send, silent) = http2(server.address, 1 << 20).await;
+    tokio::time::timeout(PATIENCE, silent).await.expect("so is one that never asked").unwrap();
+    drop(send);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn over_http2_a_wait_and_a_quiet_stream_may_last() {
+    let server = serve(SHORT).await;
+    let (mut send, _connection) = http2(server.address, 1 << 20).await;
+    let claim = || asks(server.address, "/v1/claims", r#"{"key":"k","wait":"2s"}"#);
+    assert_eq!(send.send_request(claim()).await.unwrap().status(), 201);
+    // Events come once a second, and both limits are half of that.
+    let mut events = send.send_request(asks(server.address, "/v1/events", "")).await.unwrap().into_body();
+    assert_eq!(send.send_request(claim()).await.unwrap().status(), 202);
+    for _ in 0..3 {
+        let frame = tokio::time::timeout(PATIENCE, events.frame()).await.expect("an event").expect("no end");
+        assert!(frame.unwrap().is_data());
+    }
+    drop(events);
     server.stop().await;
 }

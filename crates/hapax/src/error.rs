@@ -251,12 +251,12 @@ pub enum Error {
     },
 
     /// The manager is shutting down and begins nothing more.
-    #[error("hapax is shutting down and begins nothing more; nothing ran")]
+    #[error("hapax is shutting down: this call began nothing; try again later with the same key")]
     ShuttingDown,
 
     /// Too many actions are in flight in this process.
     #[error(
-        "{limit} actions are in flight in this process already; nothing ran: try again later or raise max_in_flight"
+        "{limit} actions are in flight in this process already; this call began nothing: try again later with the same key, or raise max_in_flight"
     )]
     TooManyInFlight {
         /// The limit.

@@ -59,7 +59,8 @@ where
         )),
         Ok(Err(error)) => Err(Problem::new(Kind::BadRequest, format!("the body broke off: {error}"))),
         Err(_) => {
-            Err(Problem::new(Kind::RequestTimeout, format!("the body did not arrive within {time:?}: send it faster")))
+            let detail = format!("the body did not arrive within {time:?}: send it faster, with the same key");
+            Err(Problem::new(Kind::RequestTimeout, detail))
         }
     }
 }

@@ -19,7 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::body::{Body, action_of, json_of, json_response};
-use crate::access::Writer;
+use crate::access::{Claimer, Pass, Writer};
 use crate::app::{App, Tenant};
 use crate::openapi::{Common, Conflict, Full, Mismatch, Sent};
 use crate::path::encode_key;
@@ -66,9 +66,10 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 )]
 async fn claim(
     State(app): State<App>,
-    Writer(tenant): Writer,
+    Claimer(pass): Claimer,
     Body(request): Body<ClaimRequest>,
 ) -> Result<Response, Problem> {
+    let tenant = &pass.tenant;
     let call = call_of(request, app.limits().max_wait, &tenant.hapax)?;
     let began = Instant::now();
     let answer = tokio::select! {
@@ -76,6 +77,10 @@ async fn claim(
         answer = tenant.hapax.claim_remote(&call) => answer,
         // Nothing is lost: the same claim, sent again elsewhere, goes on where this one was.
         () = app.closing() => Err(Error::ShuttingDown),
+        () = async { app.term(pass.clone()).over().await } => {
+            app.metrics().claim("error", began.elapsed());
+            return Err(Pass::lost());
+        }
     };
     app.metrics().claimed(&answer, began.elapsed());
     match answer {

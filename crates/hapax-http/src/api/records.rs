@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::body::{Body, action_of, json_of, json_response};
-use crate::access::{Admin, Reader, Writer};
+use crate::access::{Admin, Listener, Pass, Reader, Writer};
 use crate::app::App;
 use crate::openapi::{Common, Conflict, Full, Missing, Sent};
 use crate::problem::{Kind, Problem, REPLAYED};
@@ -189,10 +189,11 @@ struct GetQuery {
 )]
 async fn get(
     State(app): State<App>,
-    Reader(tenant): Reader,
+    Listener(pass): Listener,
     KeyInPath(key): KeyInPath,
     Asked(query): Asked<GetQuery>,
 ) -> Result<Response, Problem> {
+    let tenant = &pass.tenant;
     let wait = query.wait.map_or(Duration::ZERO, |wait| wait.0.min(app.limits().max_wait));
     let began = Instant::now();
     loop {
@@ -210,6 +211,7 @@ async fn get(
                         changed.map_err(hapax::Error::from)?;
                     }
                     () = app.closing() => {}
+                    () = async { app.term(pass.clone()).over().await } => return Err(Pass::lost()),
                 }
             }
             Some(record) => return Ok(json_response(StatusCode::OK, &record)),
