@@ -523,9 +523,6 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if self.held {
-            self.inner.leave();
-        }
         if self.may_have_begun {
             let (store, namespace) = (self.inner.store.clone(), self.inner.namespace.clone());
             let (key, attempt) = (self.identified.key.clone(), self.attempt);
@@ -534,6 +531,10 @@ impl Drop for Place<'_> {
                 // At worst the attempt stays and its lease lapses into doubt: never a second run.
                 let _ = store.end(namespace, key, attempt, end).await;
             });
+        }
+        // After that: a shutdown waits for the place or for the release.
+        if self.held {
+            self.inner.leave();
         }
     }
 }

@@ -71,6 +71,8 @@ pub(crate) struct Inner {
     pub(crate) on_wait: Option<WaitHook>,
     in_flight: AtomicUsize,
     closing: AtomicBool,
+    /// Set when a shutdown has closed the store.
+    closed: AtomicBool,
     next_cleanup: Mutex<Option<Instant>>,
     eviction_warned: Mutex<Option<Instant>>,
     /// Sums that a failed flush could not deliver.
@@ -81,8 +83,9 @@ pub(crate) struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Shutdown {
-    /// Attempts that still ran when the time was up. They go on until the
-    /// process ends; their keys are in doubt then.
+    /// Attempts that still ran when the time was up, or whose end was not
+    /// written yet. They go on until the process ends; their keys are in doubt
+    /// then. The store stays open for them.
     pub unfinished: usize,
 }
 
@@ -140,6 +143,7 @@ impl Hapax {
             on_wait,
             in_flight: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             next_cleanup: Mutex::new(config.auto_cleanup.map(|every| Instant::now() + every)),
             eviction_warned: Mutex::new(None),
             undelivered: Mutex::new((Counters::default(), Vec::new())),
@@ -544,12 +548,13 @@ impl Hapax {
         &self.inner.store
     }
 
-    /// Begins nothing more, waits up to `limit` for running attempts and for what
-    /// the background has under way, writes the statistics and closes the store
-    /// if it was opened by the manager.
+    /// Begins nothing more, waits up to `limit` for running attempts, for the ends
+    /// of those whose call was dropped, and for what the background has under way,
+    /// writes the statistics and closes the store if it was opened by the manager.
     ///
     /// # Errors
-    /// [`Error::Store`] when the last write fails.
+    /// [`Error::Store`] when the statistics cannot be written, and the store is
+    /// closed all the same, or when closing it fails.
     pub async fn shutdown(&self, limit: Duration) -> Result<Shutdown, Error> {
         self.inner.closing.store(true, Ordering::SeqCst);
         let underway = &self.inner.background.underway;
@@ -566,11 +571,16 @@ impl Hapax {
             }
         };
         let _ = tokio::time::timeout(limit, drained).await;
-        let unfinished = self.inner.in_flight.load(Ordering::SeqCst);
-        self.inner.flush().await?;
+        let unfinished = self.inner.unfinished();
+        if self.inner.closed.load(Ordering::SeqCst) {
+            return Ok(Shutdown { unfinished });
+        }
+        let flushed = self.inner.flush().await;
         if self.inner.owns_store && unfinished == 0 {
             self.inner.store.close().await?;
+            self.inner.closed.store(true, Ordering::SeqCst);
         }
+        flushed?;
         tracing::debug!(unfinished, "hapax shut down");
         Ok(Shutdown { unfinished })
     }
@@ -675,7 +685,14 @@ impl Inner {
     /// Whether a shutdown has nothing left to wait for but chores of the background. What is still
     /// to be counted then it writes itself, and then the store may be closed.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.is_closing() && self.in_flight.load(Ordering::SeqCst) == 0
+        self.is_closing() && self.unfinished() == 0
+    }
+
+    /// Attempts whose end is not written yet, so far as it is to be written here.
+    fn unfinished(&self) -> usize {
+        // In this order: a place goes back after its end was handed to the background.
+        let in_flight = self.in_flight.load(Ordering::SeqCst);
+        in_flight + self.background.underway.ends()
     }
 
     /// Takes what was counted since the last flush, and what that could not deliver.
