@@ -246,6 +246,10 @@ impl Background {
         self.waker.wake();
     }
 
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
     /// Lets the thread look anew at how long it may sleep.
     pub(crate) fn nudge(&self) {
         self.waker.nudge();
@@ -284,7 +288,7 @@ async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>
         let nap = {
             let Some(inner) = manager.upgrade() else { break };
             let idle = worked.elapsed() >= IDLE && running.is_empty();
-            if idle && fall_asleep(&asleep, || !inner.leases.is_empty()) {
+            if idle && fall_asleep(&asleep, || !inner.leases.is_empty() || inner.has_counted()) {
                 inner.until_cleanup().unwrap_or(Duration::from_secs(60)).min(Duration::from_secs(60))
             } else {
                 TICK

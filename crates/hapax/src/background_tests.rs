@@ -1,5 +1,6 @@
 use super::*;
 use crate::claim::{Claim, Claimed};
+use crate::stats::bump;
 use crate::store::memory::MemoryStore;
 use crate::store::{Around, StoreFuture};
 use crate::{Action, Hapax, PolicyPatch, State};
@@ -216,4 +217,44 @@ async fn a_shutdown_whose_last_count_fails_closes_the_store_all_the_same() {
     assert_eq!(store.asked("close"), 1);
     assert_eq!(hapax.shutdown(Duration::from_secs(60)).await.unwrap().unfinished, 0);
     assert_eq!(store.asked("close"), 1);
+}
+
+#[tokio::test]
+async fn whatever_is_counted_wakes_the_thread() {
+    let hapax = Hapax::start(Hapax::builder(), Arc::new(MemoryStore::default()), true).unwrap();
+    let inner = &hapax.inner;
+    claim(&hapax, &action()).await.complete("done").await.unwrap();
+    let other = action().signal("other").policy(PolicyPatch::new().in_flight(crate::InFlight::Reject));
+    let live = claim(&hapax, &other).await;
+    let key = action().generate_key().unwrap();
+    let asleep = &inner.background.waker.asleep;
+    let woken = || !asleep.swap(true, Ordering::Relaxed);
+    // The thread itself may look in between and see that it is awake: that is no harm.
+    woken();
+    assert!(hapax.check_executed(&key).await.unwrap().is_some());
+    assert!(woken() || inner.recent.is_dirty());
+    asleep.store(true, Ordering::Relaxed);
+    assert!(hapax.claim(&other).await.is_err());
+    assert!(woken(), "turned away");
+    live.complete("done").await.unwrap();
+}
+
+#[tokio::test]
+async fn two_flushes_that_fail_at_once_lose_nothing() {
+    let store = Gated::new(&["count"], true);
+    let hapax = Hapax::start(Hapax::builder(), store.clone(), true).unwrap();
+    let inner = hapax.inner.clone();
+    bump(&inner.gauges.misses);
+    let (mut first, mut second) = (Box::pin(inner.flush()), Box::pin(inner.flush()));
+    let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(first.as_mut().poll(cx).is_pending())).await;
+    bump(&inner.gauges.misses);
+    let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx).is_pending())).await;
+    store.gate.add_permits(1000);
+    let _ = (first.await, second.await);
+    let since = Instant::now();
+    // Should the background have one of them at this moment, it brings it back.
+    while inner.undelivered_misses() < 2 {
+        assert!(since.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

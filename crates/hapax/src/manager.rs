@@ -135,7 +135,7 @@ impl Hapax {
             namespace: config.namespace.as_str().into(),
             owner: Arc::new(owner),
             identity_varies: AtomicBool::new(identity_varies(&config)),
-            recent: Recent::new(config.recent_results),
+            recent: Recent::new(config.recent_results, background.waker()),
             flights: Arc::new(Flights::new()),
             leases: Leases::default(),
             gauges: Gauges::default(),
@@ -172,7 +172,7 @@ impl Hapax {
                 let entry = self.inner.entry_of(record, None);
                 self.inner.recent.hit_elsewhere(&entry);
             }
-            None => bump(&self.inner.gauges.misses),
+            None => self.inner.tally(&self.inner.gauges.misses),
         }
         Ok(record)
     }
@@ -484,6 +484,7 @@ impl Hapax {
     pub async fn cleanup_oldest_entries(&self, count: u64) -> Result<u64, Error> {
         let gone = self.inner.store.evict_oldest(self.inner.namespace.clone(), count).await?;
         self.inner.gauges.evicted.fetch_add(gone, Ordering::Relaxed);
+        self.inner.background.wake();
         Ok(gone)
     }
 
@@ -583,6 +584,14 @@ impl Hapax {
         flushed?;
         tracing::debug!(unfinished, "hapax shut down");
         Ok(Shutdown { unfinished })
+    }
+}
+
+fn add(to: &mut Counters, more: &Counters) {
+    for (name, value) in more.named() {
+        if let Some(counter) = to.named_mut(name) {
+            *counter = counter.saturating_add(value);
+        }
     }
 }
 
@@ -704,18 +713,34 @@ impl Inner {
         counters.time_saved_ms = counters.time_saved_ms.saturating_add(gathered.time_saved_ms);
         let mut presented = gathered.presented;
         let (undelivered, keys) = std::mem::take(&mut *self.undelivered.lock());
-        for (name, value) in undelivered.named() {
-            if let Some(counter) = counters.named_mut(name) {
-                *counter = counter.saturating_add(value);
-            }
-        }
+        add(&mut counters, &undelivered);
         presented.extend(keys);
         (counters, presented)
     }
 
+    /// Counts what no attempt goes with: of an attempt the background thread knows by itself.
+    pub(crate) fn tally(&self, counter: &std::sync::atomic::AtomicU64) {
+        bump(counter);
+        self.background.wake();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn undelivered_misses(&self) -> u64 {
+        self.undelivered.lock().0.misses
+    }
+
+    /// Whether there is something to be flushed.
+    pub(crate) fn has_counted(&self) -> bool {
+        let left = || {
+            let undelivered = self.undelivered.lock();
+            undelivered.0 != Counters::default() || !undelivered.1.is_empty()
+        };
+        self.recent.is_dirty() || self.gauges.any() || left()
+    }
+
     /// Carries the gathered sums to the store; returns whether there were any.
     pub(crate) async fn flush(&self) -> Result<bool, Error> {
-        let (counters, mut presented) = self.gather();
+        let (counters, presented) = self.gather();
         if counters == Counters::default() && presented.is_empty() {
             return Ok(false);
         }
@@ -723,8 +748,12 @@ impl Inner {
             Ok(()) => Ok(true),
             Err(error) => {
                 // Kept for the next time; the list of keys is bounded, the sums are what matters.
-                presented.truncate(10_000);
-                *self.undelivered.lock() = (counters, presented);
+                let mut undelivered = self.undelivered.lock();
+                // Another flush may have failed meanwhile.
+                add(&mut undelivered.0, &counters);
+                undelivered.1.extend(presented);
+                undelivered.1.truncate(10_000);
+                drop(undelivered);
                 Err(error.into())
             }
         }
