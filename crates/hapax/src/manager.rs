@@ -60,6 +60,8 @@ pub(crate) struct Inner {
     pub(crate) owner: Arc<Owner>,
     // Read on every call, written by `configure` alone.
     pub(crate) config: RwLock<Arc<Config>>,
+    /// Held by `configure` while it changes a copy, so that no change is lost.
+    configuring: Mutex<()>,
     /// Whether any rule or the policy chooses params: when not, a call's key
     /// needs no look at the configuration.
     pub(crate) identity_varies: AtomicBool,
@@ -148,6 +150,7 @@ impl Hapax {
             eviction_warned: Mutex::new(None),
             undelivered: Mutex::new((Counters::default(), Vec::new())),
             config: RwLock::new(Arc::new(config)),
+            configuring: Mutex::new(()),
         });
         starter.run(Arc::downgrade(&inner))?;
         tracing::debug!(store = inner.store.location(), namespace = %inner.namespace, "hapax started");
@@ -513,16 +516,19 @@ impl Hapax {
         self.inner.config.read().clone()
     }
 
-    /// Changes the configuration for the calls to come.
+    /// Changes the configuration for the calls to come. One change at a time:
+    /// `change` may look at [`config`](Self::config) and make calls, but must not
+    /// configure the same manager, which would wait for itself for good.
     ///
     /// # Errors
     /// [`Error::Config`] when a setting is out of its range or fixed once
     /// built; nothing changes then.
     pub fn configure(&self, change: impl FnOnce(&mut Config)) -> Result<(), Error> {
-        let mut place = self.inner.config.write();
-        let mut config = Config::clone(&place);
+        let one_at_a_time = self.inner.configuring.lock();
+        let mut config = Config::clone(&self.config());
         change(&mut config);
         config.validate()?;
+        let mut place = self.inner.config.write();
         if config.namespace != place.namespace
             || config.label != place.label
             || config.recent_results != place.recent_results
@@ -538,6 +544,7 @@ impl Hapax {
         }
         *place = Arc::new(config);
         drop(place);
+        drop(one_at_a_time);
         // It may sleep until a date that is no longer the right one.
         self.inner.background.nudge();
         Ok(())
