@@ -104,6 +104,7 @@ impl Leases {
 /// What is under way in the background: a shutdown waits for it.
 #[derive(Default)]
 pub(crate) struct Underway {
+    ends: AtomicUsize,
     chores: AtomicUsize,
     /// Told whenever a count falls to zero.
     pub(crate) fewer: Notify,
@@ -113,6 +114,11 @@ impl Underway {
     /// Flushes and sweeps that the thread has begun by itself.
     pub(crate) fn chores(&self) -> usize {
         self.chores.load(Ordering::SeqCst)
+    }
+
+    /// Jobs that were handed over: ends of attempts whose caller has gone.
+    pub(crate) fn ends(&self) -> usize {
+        self.ends.load(Ordering::SeqCst)
     }
 
     fn chore(self: &Arc<Self>) -> Counted {
@@ -220,8 +226,13 @@ impl Background {
         Ok((Self { waker: Waker { jobs, asleep }, handle, underway: Arc::default() }, starter))
     }
 
+    /// Hands over an attempt's end; counted as under way before this returns.
     pub(crate) fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
-        let _ = self.waker.jobs.send(Box::pin(job));
+        let counted = Counted::new(self.underway.clone(), |underway| &underway.ends);
+        let _ = self.waker.jobs.send(Box::pin(async move {
+            let _counted = counted;
+            job.await;
+        }));
     }
 
     /// The runtime whose timers this thread drives.
@@ -233,6 +244,10 @@ impl Background {
     #[inline]
     pub(crate) fn wake(&self) {
         self.waker.wake();
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
     /// Lets the thread look anew at how long it may sleep.
@@ -273,7 +288,7 @@ async fn look_after(manager: Weak<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>
         let nap = {
             let Some(inner) = manager.upgrade() else { break };
             let idle = worked.elapsed() >= IDLE && running.is_empty();
-            if idle && fall_asleep(&asleep, || !inner.leases.is_empty()) {
+            if idle && fall_asleep(&asleep, || !inner.leases.is_empty() || inner.has_counted()) {
                 inner.until_cleanup().unwrap_or(Duration::from_secs(60)).min(Duration::from_secs(60))
             } else {
                 TICK

@@ -1,8 +1,9 @@
 use super::*;
 use crate::claim::{Claim, Claimed};
+use crate::stats::bump;
 use crate::store::memory::MemoryStore;
 use crate::store::{Around, StoreFuture};
-use crate::{Action, Hapax, PolicyPatch};
+use crate::{Action, Hapax, PolicyPatch, State};
 
 /// Takes down how many heartbeats came in each request and whose, and renews them all.
 #[derive(Debug, Default)]
@@ -81,6 +82,11 @@ impl Gated {
 impl Around for Gated {
     fn within(&self) -> &dyn Store {
         &self.within
+    }
+    // It stays open, to be looked into.
+    fn close(&self) -> StoreFuture<'_, ()> {
+        self.asked.lock().push("close");
+        Box::pin(std::future::ready(Ok(())))
     }
     fn call<'a, T: Send + 'a>(
         &'a self,
@@ -164,4 +170,91 @@ fn who_falls_asleep_looks_once_more_after_saying_so() {
     }));
     assert!(!asleep.load(Ordering::Relaxed));
     assert!(fall_asleep(&asleep, || false) && asleep.load(Ordering::Relaxed));
+}
+
+/// A shutdown waits for the end of an attempt that was dropped `before` it.
+async fn assert_waited_for(store: Arc<Gated>, hapax: Hapax, key: &Key, wanted: Option<State>) {
+    let closing = tokio::spawn({
+        let hapax = hapax.clone();
+        async move { hapax.shutdown(Duration::from_secs(60)).await }
+    });
+    store.until_asked("end", 1).await;
+    // Time to go wrong in.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(store.asked("close"), 0);
+    store.gate.add_permits(1000);
+    assert_eq!(closing.await.unwrap().unwrap().unfinished, 0);
+    assert_eq!(store.asked("close"), 1);
+    let record = store.within.get(Arc::from("default"), key.clone()).await.unwrap();
+    assert_eq!(record.map(|record| record.state), wanted);
+}
+
+#[tokio::test]
+async fn a_shutdown_waits_for_ends_that_were_handed_to_the_background() {
+    let key = action().generate_key().unwrap();
+    let store = Gated::new(&["end"], false);
+    let hapax = Hapax::start(Hapax::builder(), store.clone(), true).unwrap();
+    drop(claim(&hapax, &action()).await);
+    assert_waited_for(store, hapax, &key, Some(State::InDoubt)).await;
+
+    // A call that is dropped in `begin`: nothing ran, and the key is free.
+    let store = Gated::new(&["begin", "end"], false);
+    let hapax = Hapax::start(Hapax::builder(), store.clone(), true).unwrap();
+    let action = action();
+    let mut call = Box::pin(hapax.claim(&action));
+    assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(call.as_mut().poll(cx).is_pending())).await);
+    drop(call);
+    assert_waited_for(store, hapax.clone(), &key, None).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_whose_last_count_fails_closes_the_store_all_the_same() {
+    let store = Gated::new(&["count"], true);
+    store.gate.add_permits(1000);
+    let hapax = Hapax::start(Hapax::builder(), store.clone(), true).unwrap();
+    claim(&hapax, &action()).await.complete("done").await.unwrap();
+    assert!(hapax.shutdown(Duration::from_secs(60)).await.is_err());
+    assert_eq!(store.asked("close"), 1);
+    assert_eq!(hapax.shutdown(Duration::from_secs(60)).await.unwrap().unfinished, 0);
+    assert_eq!(store.asked("close"), 1);
+}
+
+#[tokio::test]
+async fn whatever_is_counted_wakes_the_thread() {
+    let hapax = Hapax::start(Hapax::builder(), Arc::new(MemoryStore::default()), true).unwrap();
+    let inner = &hapax.inner;
+    claim(&hapax, &action()).await.complete("done").await.unwrap();
+    let other = action().signal("other").policy(PolicyPatch::new().in_flight(crate::InFlight::Reject));
+    let live = claim(&hapax, &other).await;
+    let key = action().generate_key().unwrap();
+    let asleep = &inner.background.waker.asleep;
+    let woken = || !asleep.swap(true, Ordering::Relaxed);
+    // The thread itself may look in between and see that it is awake: that is no harm.
+    woken();
+    assert!(hapax.check_executed(&key).await.unwrap().is_some());
+    assert!(woken() || inner.recent.is_dirty());
+    asleep.store(true, Ordering::Relaxed);
+    assert!(hapax.claim(&other).await.is_err());
+    assert!(woken(), "turned away");
+    live.complete("done").await.unwrap();
+}
+
+#[tokio::test]
+async fn two_flushes_that_fail_at_once_lose_nothing() {
+    let store = Gated::new(&["count"], true);
+    let hapax = Hapax::start(Hapax::builder(), store.clone(), true).unwrap();
+    let inner = hapax.inner.clone();
+    bump(&inner.gauges.misses);
+    let (mut first, mut second) = (Box::pin(inner.flush()), Box::pin(inner.flush()));
+    let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(first.as_mut().poll(cx).is_pending())).await;
+    bump(&inner.gauges.misses);
+    let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx).is_pending())).await;
+    store.gate.add_permits(1000);
+    let _ = (first.await, second.await);
+    let since = Instant::now();
+    // Should the background have one of them at this moment, it brings it back.
+    while inner.undelivered_misses() < 2 {
+        assert!(since.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

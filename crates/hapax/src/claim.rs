@@ -418,11 +418,9 @@ impl Claim {
             }
         });
     }
-}
 
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.inner.leave();
+    /// Hands the end of a claim that is dropped to the background.
+    fn end_dropped(&mut self) {
         let end = match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Ended => return,
             // Nobody knows whether the commit that was under way went through: this tells, since it waits for it.
@@ -443,5 +441,13 @@ impl Drop for Claim {
         };
         self.inner.leases.remove(self.context.attempt);
         self.carry_through(end);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.end_dropped();
+        // The place goes back last, when the end is in the background's hands: a shutdown waits for the one or the other.
+        self.inner.leave();
     }
 }

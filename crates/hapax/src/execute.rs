@@ -342,7 +342,7 @@ impl Hapax {
                 return Err(inner.mismatch(identified, flight.fingerprint));
             }
             let turned_away = |waited: Duration| {
-                bump(&inner.gauges.turned_away);
+                inner.tally(&inner.gauges.turned_away);
                 Error::InFlight {
                     key: identified.key.clone(),
                     owner: (*inner.owner).clone(),
@@ -352,7 +352,7 @@ impl Hapax {
             };
             let InFlight::Wait(wait) = policy.in_flight else { return Err(turned_away(Duration::ZERO)) };
             if !std::mem::replace(&mut counted, true) {
-                bump(&inner.gauges.waits_joined);
+                inner.tally(&inner.gauges.waits_joined);
             }
             let Some(left) = wait.checked_sub(began.elapsed()).filter(|d| !d.is_zero()) else {
                 return Err(turned_away(began.elapsed()));
@@ -450,7 +450,7 @@ async fn lead(
                 if let InFlight::Wait(_) = policy.in_flight
                     && !std::mem::replace(&mut waited, true)
                 {
-                    bump(&inner.gauges.waits_joined);
+                    inner.tally(&inner.gauges.waits_joined);
                 }
                 wait_for(inner, identified, policy, &record, began).await?;
             }
@@ -523,9 +523,6 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if self.held {
-            self.inner.leave();
-        }
         if self.may_have_begun {
             let (store, namespace) = (self.inner.store.clone(), self.inner.namespace.clone());
             let (key, attempt) = (self.identified.key.clone(), self.attempt);
@@ -534,6 +531,10 @@ impl Drop for Place<'_> {
                 // At worst the attempt stays and its lease lapses into doubt: never a second run.
                 let _ = store.end(namespace, key, attempt, end).await;
             });
+        }
+        // After that: a shutdown waits for the place or for the release.
+        if self.held {
+            self.inner.leave();
         }
     }
 }
@@ -551,7 +552,7 @@ async fn wait_for(
         InFlight::Reject => None,
     };
     let Some(left) = left else {
-        bump(&inner.gauges.turned_away);
+        inner.tally(&inner.gauges.turned_away);
         return Err(Error::InFlight {
             key: identified.key.clone(),
             owner: record.owner.clone(),
@@ -580,7 +581,7 @@ enum Resolved {
 async fn resolve(inner: &Inner, config: &Config, policy: &Policy, mut record: Box<Record>) -> Result<Resolved, Error> {
     let verifier = match &policy.on_doubt {
         OnDoubt::Refuse => {
-            bump(&inner.gauges.turned_away);
+            inner.tally(&inner.gauges.turned_away);
             return Err(Error::InDoubt { record });
         }
         OnDoubt::RunAgain => return Ok(Resolved::TakeOver(record.attempt_id, Before::Doubt)),
@@ -619,7 +620,7 @@ async fn resolve(inner: &Inner, config: &Config, policy: &Policy, mut record: Bo
         }
         Verdict::NotHappened => Ok(Resolved::TakeOver(attempt, Before::Nothing)),
         Verdict::Unknown => {
-            bump(&inner.gauges.turned_away);
+            inner.tally(&inner.gauges.turned_away);
             Err(Error::InDoubt { record })
         }
     }
@@ -713,7 +714,7 @@ pub(crate) async fn record_error(mut claim: Claim, policy: &Policy, error: Actio
 
 impl Inner {
     fn mismatch(&self, identified: &Identified, recorded: crate::Fingerprint) -> Error {
-        bump(&self.gauges.mismatches);
+        self.tally(&self.gauges.mismatches);
         tracing::debug!(key = %identified.key, "params mismatch; nothing ran");
         Error::ParamsMismatch { key: identified.key.clone(), recorded, given: identified.fingerprint }
     }
@@ -739,7 +740,7 @@ impl Inner {
 
     /// The leader's error, for one who joined.
     fn shared(&self, identified: &Identified, error: ActionError, state: Option<State>) -> Error {
-        bump(&self.gauges.turned_away);
+        self.tally(&self.gauges.turned_away);
         Error::Action { key: identified.key.clone(), class: ErrorClass::Retryable, state, error }
     }
 

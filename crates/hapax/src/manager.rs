@@ -60,6 +60,8 @@ pub(crate) struct Inner {
     pub(crate) owner: Arc<Owner>,
     // Read on every call, written by `configure` alone.
     pub(crate) config: RwLock<Arc<Config>>,
+    /// Held by `configure` while it changes a copy, so that no change is lost.
+    configuring: Mutex<()>,
     /// Whether any rule or the policy chooses params: when not, a call's key
     /// needs no look at the configuration.
     pub(crate) identity_varies: AtomicBool,
@@ -71,6 +73,8 @@ pub(crate) struct Inner {
     pub(crate) on_wait: Option<WaitHook>,
     in_flight: AtomicUsize,
     closing: AtomicBool,
+    /// Set when a shutdown has closed the store.
+    closed: AtomicBool,
     next_cleanup: Mutex<Option<Instant>>,
     eviction_warned: Mutex<Option<Instant>>,
     /// Sums that a failed flush could not deliver.
@@ -81,8 +85,9 @@ pub(crate) struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Shutdown {
-    /// Attempts that still ran when the time was up. They go on until the
-    /// process ends; their keys are in doubt then.
+    /// Attempts that still ran when the time was up, or whose end was not
+    /// written yet. They go on until the process ends; their keys are in doubt
+    /// then. The store stays open for them.
     pub unfinished: usize,
 }
 
@@ -140,7 +145,7 @@ impl Hapax {
             namespace: config.namespace.as_str().into(),
             owner: Arc::new(owner),
             identity_varies: AtomicBool::new(identity_varies(&config)),
-            recent: Recent::new(config.recent_results),
+            recent: Recent::new(config.recent_results, background.waker()),
             flights: Arc::new(Flights::new()),
             leases: Leases::default(),
             gauges: Gauges::default(),
@@ -148,10 +153,12 @@ impl Hapax {
             on_wait,
             in_flight: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             next_cleanup: Mutex::new(config.auto_cleanup.map(|every| Instant::now() + every)),
             eviction_warned: Mutex::new(None),
             undelivered: Mutex::new((Counters::default(), Vec::new())),
             config: RwLock::new(Arc::new(config)),
+            configuring: Mutex::new(()),
         });
         starter.run(Arc::downgrade(&inner))?;
         tracing::debug!(store = inner.store.location(), namespace = %inner.namespace, "hapax started");
@@ -176,7 +183,7 @@ impl Hapax {
                 let entry = self.inner.entry_of(record, None);
                 self.inner.recent.hit_elsewhere(&entry);
             }
-            None => bump(&self.inner.gauges.misses),
+            None => self.inner.tally(&self.inner.gauges.misses),
         }
         Ok(record)
     }
@@ -490,6 +497,7 @@ impl Hapax {
     pub async fn cleanup_oldest_entries(&self, count: u64) -> Result<u64, Error> {
         let gone = self.inner.store.evict_oldest(self.inner.namespace.clone(), count).await?;
         self.inner.gauges.evicted.fetch_add(gone, Ordering::Relaxed);
+        self.inner.background.wake();
         Ok(gone)
     }
 
@@ -518,16 +526,19 @@ impl Hapax {
         self.inner.config.read().clone()
     }
 
-    /// Changes the configuration for the calls to come.
+    /// Changes the configuration for the calls to come. One change at a time:
+    /// `change` may look at [`config`](Self::config) and make calls, but must not
+    /// configure the same manager, which would wait for itself for good.
     ///
     /// # Errors
     /// [`Error::Config`] when a setting is out of its range or fixed once
     /// built; nothing changes then.
     pub fn configure(&self, change: impl FnOnce(&mut Config)) -> Result<(), Error> {
-        let mut place = self.inner.config.write();
-        let mut config = Config::clone(&place);
+        let one_at_a_time = self.inner.configuring.lock();
+        let mut config = Config::clone(&self.config());
         change(&mut config);
         config.validate()?;
+        let mut place = self.inner.config.write();
         if config.namespace != place.namespace
             || config.label != place.label
             || config.recent_results != place.recent_results
@@ -543,6 +554,7 @@ impl Hapax {
         }
         *place = Arc::new(config);
         drop(place);
+        drop(one_at_a_time);
         // It may sleep until a date that is no longer the right one.
         self.inner.background.nudge();
         Ok(())
@@ -554,12 +566,13 @@ impl Hapax {
         &self.inner.store
     }
 
-    /// Begins nothing more, waits up to `limit` for running attempts and for what
-    /// the background has under way, writes the statistics and closes the store
-    /// if it was opened by the manager.
+    /// Begins nothing more, waits up to `limit` for running attempts, for the ends
+    /// of those whose call was dropped, and for what the background has under way,
+    /// writes the statistics and closes the store if it was opened by the manager.
     ///
     /// # Errors
-    /// [`Error::Store`] when the last write fails.
+    /// [`Error::Store`] when the statistics cannot be written, and the store is
+    /// closed all the same, or when closing it fails.
     pub async fn shutdown(&self, limit: Duration) -> Result<Shutdown, Error> {
         self.inner.closing.store(true, Ordering::SeqCst);
         let underway = &self.inner.background.underway;
@@ -576,13 +589,26 @@ impl Hapax {
             }
         };
         let _ = tokio::time::timeout(limit, drained).await;
-        let unfinished = self.inner.in_flight.load(Ordering::SeqCst);
-        self.inner.flush().await?;
+        let unfinished = self.inner.unfinished();
+        if self.inner.closed.load(Ordering::SeqCst) {
+            return Ok(Shutdown { unfinished });
+        }
+        let flushed = self.inner.flush().await;
         if self.inner.owns_store && unfinished == 0 {
             self.inner.store.close().await?;
+            self.inner.closed.store(true, Ordering::SeqCst);
         }
+        flushed?;
         tracing::debug!(unfinished, "hapax shut down");
         Ok(Shutdown { unfinished })
+    }
+}
+
+fn add(to: &mut Counters, more: &Counters) {
+    for (name, value) in more.named() {
+        if let Some(counter) = to.named_mut(name) {
+            *counter = counter.saturating_add(value);
+        }
     }
 }
 
@@ -685,7 +711,14 @@ impl Inner {
     /// Whether a shutdown has nothing left to wait for but chores of the background. What is still
     /// to be counted then it writes itself, and then the store may be closed.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.is_closing() && self.in_flight.load(Ordering::SeqCst) == 0
+        self.is_closing() && self.unfinished() == 0
+    }
+
+    /// Attempts whose end is not written yet, so far as it is to be written here.
+    fn unfinished(&self) -> usize {
+        // In this order: a place goes back after its end was handed to the background.
+        let in_flight = self.in_flight.load(Ordering::SeqCst);
+        in_flight + self.background.underway.ends()
     }
 
     /// Takes what was counted since the last flush, and what that could not deliver.
@@ -697,18 +730,34 @@ impl Inner {
         counters.time_saved_ms = counters.time_saved_ms.saturating_add(gathered.time_saved_ms);
         let mut presented = gathered.presented;
         let (undelivered, keys) = std::mem::take(&mut *self.undelivered.lock());
-        for (name, value) in undelivered.named() {
-            if let Some(counter) = counters.named_mut(name) {
-                *counter = counter.saturating_add(value);
-            }
-        }
+        add(&mut counters, &undelivered);
         presented.extend(keys);
         (counters, presented)
     }
 
+    /// Counts what no attempt goes with: of an attempt the background thread knows by itself.
+    pub(crate) fn tally(&self, counter: &std::sync::atomic::AtomicU64) {
+        bump(counter);
+        self.background.wake();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn undelivered_misses(&self) -> u64 {
+        self.undelivered.lock().0.misses
+    }
+
+    /// Whether there is something to be flushed.
+    pub(crate) fn has_counted(&self) -> bool {
+        let left = || {
+            let undelivered = self.undelivered.lock();
+            undelivered.0 != Counters::default() || !undelivered.1.is_empty()
+        };
+        self.recent.is_dirty() || self.gauges.any() || left()
+    }
+
     /// Carries the gathered sums to the store; returns whether there were any.
     pub(crate) async fn flush(&self) -> Result<bool, Error> {
-        let (counters, mut presented) = self.gather();
+        let (counters, presented) = self.gather();
         if counters == Counters::default() && presented.is_empty() {
             return Ok(false);
         }
@@ -716,8 +765,12 @@ impl Inner {
             Ok(()) => Ok(true),
             Err(error) => {
                 // Kept for the next time; the list of keys is bounded, the sums are what matters.
-                presented.truncate(10_000);
-                *self.undelivered.lock() = (counters, presented);
+                let mut undelivered = self.undelivered.lock();
+                // Another flush may have failed meanwhile.
+                add(&mut undelivered.0, &counters);
+                undelivered.1.extend(presented);
+                undelivered.1.truncate(10_000);
+                drop(undelivered);
                 Err(error.into())
             }
         }

@@ -20,6 +20,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 
 use crate::action::Identified;
+use crate::background::Waker;
 use crate::flight::{KeyHash, hash_of};
 use crate::manager::fits;
 use crate::{Error, Fingerprint, Json, Key, Timestamp};
@@ -196,8 +197,17 @@ pub(crate) struct Recent {
     per_shard: usize,
     /// Set by a hit, so that an idle flush need not look through the entries.
     dirty: AtomicBool,
-    /// Presentations of entries that have gone meanwhile, and of such as were never kept.
-    orphans: Mutex<Vec<(Key, u64, u64)>>,
+    waker: Waker,
+    orphans: Mutex<Orphans>,
+}
+
+/// Presentations of entries that have gone meanwhile, and of such as were never kept.
+#[derive(Default)]
+struct Orphans {
+    keyed: Vec<(Key, u64, u64)>,
+    /// Of those past [`MAX_ORPHANS`].
+    hits: u64,
+    time_saved_ms: u64,
 }
 
 /// What was gathered since the last flush.
@@ -213,12 +223,13 @@ pub(crate) struct Gathered {
 const MAX_ORPHANS: usize = 100_000;
 
 impl Recent {
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize, waker: Waker) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Lock::default()).collect(),
             per_shard: capacity.div_ceil(SHARDS),
             dirty: AtomicBool::new(false),
-            orphans: Mutex::new(Vec::new()),
+            waker,
+            orphans: Mutex::default(),
         }
     }
 
@@ -271,8 +282,20 @@ impl Recent {
     pub(crate) fn hit(&self, entry: &Entry) {
         entry.presented.fetch_add(1, Ordering::Relaxed);
         if !self.dirty.load(Ordering::Relaxed) {
-            self.dirty.store(true, Ordering::Relaxed);
+            self.soil();
         }
+    }
+
+    /// Says that there is something to gather: the first hit after a flush.
+    #[cold]
+    fn soil(&self) {
+        self.dirty.store(true, Ordering::Relaxed);
+        self.waker.wake();
+    }
+
+    /// Whether there is something to gather.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Relaxed)
     }
 
     /// Counts a call answered from an entry that may not be kept here.
@@ -282,10 +305,16 @@ impl Recent {
 
     fn orphan(&self, key: &Key, count: u64, duration_ms: u64) {
         let mut orphans = self.orphans.lock();
-        if orphans.len() < MAX_ORPHANS {
-            orphans.push((key.clone(), count, duration_ms));
+        if orphans.keyed.len() < MAX_ORPHANS {
+            orphans.keyed.push((key.clone(), count, duration_ms));
+        } else {
+            orphans.hits += count;
+            orphans.time_saved_ms = orphans.time_saved_ms.saturating_add(count.saturating_mul(duration_ms));
         }
-        self.dirty.store(true, Ordering::Relaxed);
+        drop(orphans);
+        if !self.is_dirty() {
+            self.soil();
+        }
     }
 
     /// Remembers `entry`, if it may be, in place of what was remembered under its key.
@@ -337,12 +366,14 @@ impl Recent {
         if !self.dirty.swap(false, Ordering::Relaxed) {
             return gathered;
         }
+        let orphans = std::mem::take(&mut *self.orphans.lock());
+        (gathered.hits, gathered.time_saved_ms) = (orphans.hits, orphans.time_saved_ms);
         let mut add = |key: &Key, count: u64, duration_ms: u64| {
             gathered.presented.push((key.clone(), count));
             gathered.hits += count;
             gathered.time_saved_ms = gathered.time_saved_ms.saturating_add(count.saturating_mul(duration_ms));
         };
-        for (key, count, duration_ms) in std::mem::take(&mut *self.orphans.lock()) {
+        for (key, count, duration_ms) in orphans.keyed {
             add(&key, count, duration_ms);
         }
         for lock in &self.shards {

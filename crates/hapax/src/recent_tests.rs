@@ -9,6 +9,21 @@ fn entry(key: &str, bytes: usize, epoch: u64, until: Option<Timestamp>) -> Arc<E
     Arc::new(entry)
 }
 
+fn recent(capacity: usize) -> Recent {
+    Recent::new(capacity, crate::background::Background::start().unwrap().0.waker())
+}
+
+#[test]
+fn presentations_past_the_limit_of_keys_are_still_counted() {
+    let (recent, entry) = (recent(0), entry("key", 1, 1, None));
+    for _ in 0..MAX_ORPHANS + 3 {
+        recent.hit_elsewhere(&entry);
+    }
+    let gathered = recent.gather();
+    let all = MAX_ORPHANS as u64 + 3;
+    assert_eq!((gathered.presented.len(), gathered.hits, gathered.time_saved_ms), (MAX_ORPHANS, all, 7 * all));
+}
+
 /// Keys of one shard.
 fn keys(recent: &Recent) -> impl Iterator<Item = String> {
     let shards: Vec<_> = recent.shards.iter().map(|lock| std::ptr::from_ref(&lock.0)).collect();
@@ -36,7 +51,7 @@ fn assert_consistent(recent: &Recent) {
 
 #[test]
 fn remembered_results_stay_within_their_bytes_and_the_oldest_go() {
-    let (recent, now) = (Recent::new(1 << 20), SystemClock.now());
+    let (recent, now) = (recent(1 << 20), SystemClock.now());
     for n in 0..400 {
         recent.insert(entry(&format!("key-{n}"), 200_000, 1, None), now);
         assert_consistent(&recent);
@@ -45,7 +60,7 @@ fn remembered_results_stay_within_their_bytes_and_the_oldest_go() {
     assert!(!has(&recent, "key-0") && recent.len() < 200);
 
     // Of one shard: the one that has just come in stays, and were its key the oldest.
-    let (recent, now) = (Recent::new(1 << 20), SystemClock.now());
+    let (recent, now) = (self::recent(1 << 20), SystemClock.now());
     let of_one: Vec<_> = keys(&recent).take(4).collect();
     let [a, b, c, d] = of_one.as_slice() else { panic!("{of_one:?}") };
     for key in [a, b, c] {
@@ -65,7 +80,7 @@ fn remembered_results_stay_within_their_bytes_and_the_oldest_go() {
 
 #[test]
 fn what_can_answer_no_more_goes_when_others_come_or_with_the_sweep() {
-    let (recent, now) = (Recent::new(1 << 20), SystemClock.now());
+    let (recent, now) = (recent(1 << 20), SystemClock.now());
     let of_one: Vec<_> = keys(&recent).take(6).collect();
     let [expires, old, live, new, later, last] = of_one.as_slice() else { panic!("{of_one:?}") };
     let until = now.plus(std::time::Duration::from_secs(5));
@@ -93,7 +108,7 @@ fn what_can_answer_no_more_goes_when_others_come_or_with_the_sweep() {
 
 #[test]
 fn the_number_remembered_is_limited_too() {
-    let (recent, now) = (Recent::new(SHARDS), SystemClock.now());
+    let (recent, now) = (recent(SHARDS), SystemClock.now());
     for key in keys(&recent).take(3) {
         recent.insert(entry(&key, 10, 1, None), now);
         assert!(has(&recent, &key) && recent.len() == 1);

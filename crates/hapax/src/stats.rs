@@ -110,6 +110,22 @@ pub(crate) fn bump(counter: &AtomicU64) {
 }
 
 impl Gauges {
+    /// Whether anything was counted.
+    pub(crate) fn any(&self) -> bool {
+        [
+            &self.misses,
+            &self.turned_away,
+            &self.executions,
+            &self.failures,
+            &self.waits_joined,
+            &self.mismatches,
+            &self.expired_cleaned,
+            &self.evicted,
+        ]
+        .iter()
+        .any(|counter| counter.load(Ordering::Relaxed) > 0)
+    }
+
     /// Takes the sums, leaving zero.
     pub(crate) fn take(&self) -> Counters {
         let take = |c: &AtomicU64| if c.load(Ordering::Relaxed) == 0 { 0 } else { c.swap(0, Ordering::Relaxed) };

@@ -60,6 +60,14 @@ pub(super) async fn settings_change_for_the_calls_to_come(place: Place) {
     assert!(matches!(run(&hapax, &nth(3), &runs, "never").await, Err(Error::InFlight { .. })));
     claim.release().await.unwrap();
 
+    // A change may look at what there is.
+    let (looking, done) = (hapax.clone(), std::sync::mpsc::channel());
+    std::thread::spawn(move || {
+        let set = looking.configure(|c| c.max_in_flight = looking.config().max_in_flight - 1);
+        done.0.send(set.is_ok())
+    });
+    assert_eq!(done.1.recv_timeout(Duration::from_secs(10)), Ok(true));
+
     // What is out of range or fixed changes nothing at all.
     for bad in [
         hapax.configure(|c| (c.max_result_bytes, c.policy.ttl) = (0, Ttl::Never)),
