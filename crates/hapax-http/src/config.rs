@@ -148,6 +148,37 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Checks every limit against its range.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the limit.
+    pub fn validate(&self) -> Result<(), Error> {
+        let bad = |message: String| Err(Error::Config { message });
+        for (name, value, least, most) in [
+            ("body_bytes", self.body_bytes, 1 << 10, 128 << 20),
+            ("header_bytes", self.header_bytes, 8 << 10, 1 << 20),
+            ("connections", self.connections, 1, 1_000_000),
+        ] {
+            if !(least..=most).contains(&value) {
+                return bad(format!("limits.{name} is {value}; it must be {least} to {most}"));
+            }
+        }
+        for (name, Span(value)) in [
+            ("body_time", self.body_time),
+            ("header_time", self.header_time),
+            ("write_time", self.write_time),
+            ("max_wait", self.max_wait),
+            ("drain", self.drain),
+        ] {
+            if value < Duration::from_millis(100) || value > Duration::from_secs(24 * 3600) {
+                return bad(format!("limits.{name} is {value:?}; it must be 100 ms to 24 h"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Where the certificate lies, as PEM.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -273,27 +304,7 @@ impl ServeConfig {
         if self.tokens.len() > 10_000 {
             return bad(format!("there are {} tokens and the limit is 10000", self.tokens.len()));
         }
-        let limits = &self.limits;
-        for (name, value, least, most) in [
-            ("body_bytes", limits.body_bytes, 1 << 10, 128 << 20),
-            ("header_bytes", limits.header_bytes, 8 << 10, 1 << 20),
-            ("connections", limits.connections, 1, 1_000_000),
-        ] {
-            if !(least..=most).contains(&value) {
-                return bad(format!("limits.{name} is {value}; it must be {least} to {most}"));
-            }
-        }
-        for (name, Span(value)) in [
-            ("body_time", limits.body_time),
-            ("header_time", limits.header_time),
-            ("write_time", limits.write_time),
-            ("max_wait", limits.max_wait),
-            ("drain", limits.drain),
-        ] {
-            if value < Duration::from_millis(100) || value > Duration::from_secs(24 * 3600) {
-                return bad(format!("limits.{name} is {value:?}; it must be 100 ms to 24 h"));
-            }
-        }
+        self.limits.validate()?;
         let mut config = hapax::Config::default();
         self.apply(&mut config);
         for namespace in self.tokens.iter().map(|t| &t.namespace).chain([&self.namespace]) {

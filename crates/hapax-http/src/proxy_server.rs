@@ -167,6 +167,7 @@ impl ProxyConfig {
 
     /// The layer's choices.
     fn options(&self) -> Result<Idempotency, Error> {
+        self.limits.validate()?;
         let bad = |message: String| Error::Config { message };
         let header = |name: &String| {
             HeaderName::try_from(name.as_str()).map_err(|_| bad(format!("{name:?} is no header's name")))
@@ -250,6 +251,7 @@ impl ProxyServer {
     /// # Errors
     /// What is wrong with the configuration, the store, the certificate or the address.
     pub async fn bind(config: ProxyConfig) -> Result<Self, ServeError> {
+        config.options()?;
         let store = hapax::store::open(&config.store).await.map_err(Error::from)?;
         Self::bind_on(config, store).await
     }

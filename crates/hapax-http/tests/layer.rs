@@ -69,6 +69,8 @@ async fn a_retry_gets_the_answer_first_sent() {
     let http = keyed(&server.client(), "\"k-1\"");
     let first = http.send(Method::POST, "/pay?a=1", r#"{"a":1,"b":2}"#).await;
     assert_eq!((first.is(201).header("idempotency-replayed"), first.body.as_ref()), (Some("false"), &b"1 k-1"[..]));
+    // Cookies are for the first alone.
+    assert_eq!(first.header("set-cookie"), Some("s=1"));
     // Bare, the key is the same; the same JSON is the same content.
     let again = keyed(&http, "k-1").send(Method::POST, "/pay?a=1", r#"{ "b": 2, "a": 1.0 }"#).await;
     assert_eq!((again.is(201).header("idempotency-replayed"), again.body.as_ref()), (Some("true"), &b"1 k-1"[..]));
@@ -154,7 +156,9 @@ async fn a_duplicate_in_flight_is_turned_away_or_waits() {
     assert_eq!((away.is(409).problem().as_str(), away.header("retry-after")), ("in-flight", Some("1")));
     let waited = http.clone().with("prefer", "wait=10").send(Method::POST, "/slow", "").await;
     assert_eq!(waited.is(201).header("idempotency-replayed"), Some("true"));
-    assert_eq!(first.await.unwrap().is(201).header("idempotency-replayed"), Some("false"));
+    let first = first.await.unwrap();
+    assert_eq!(first.is(201).header("idempotency-replayed"), Some("false"));
+    assert_eq!((first.header("set-cookie"), waited.header("set-cookie")), (Some("s=1"), None));
     assert_eq!(runs.load(Ordering::SeqCst), 1);
     server.stop().await;
 }

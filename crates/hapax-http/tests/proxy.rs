@@ -401,7 +401,18 @@ async fn a_wrong_configuration_says_so() {
         "key_pointers = [\"id\"]",
         "key_headers = [\"a b\"]",
         "max_response_bytes = 0",
+        "[limits]\nheader_bytes = 1024",
+        "[limits]\nconnections = 0",
+        "[limits]\ndrain = \"1ms\"",
     ] {
         assert!(ProxyConfig::from_toml(bad).is_err(), "{bad}");
     }
+    // However it was made: a reload and a start look again.
+    let right = || ProxyConfig::from_toml("upstream = \"http://127.0.0.1:1\"\nlisten = \"127.0.0.1:0\"").unwrap();
+    let mut wrong = right();
+    wrong.limits.header_bytes = 1024;
+    let refused = ProxyServer::bind(wrong.clone()).await.unwrap_err().to_string();
+    assert!(refused.contains("limits.header_bytes"), "{refused}");
+    let server = ProxyServer::bind(right()).await.unwrap();
+    assert!(server.reloader().reload(wrong).await.is_err());
 }

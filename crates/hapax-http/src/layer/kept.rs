@@ -3,7 +3,8 @@
 //! Not recorded are headers that speak of one connection or one moment
 //! (hop-by-hop, `Date`, `Content-Length`, which is made anew) and
 //! `Set-Cookie`: a session at rest in a store, and handed to whoever presents
-//! the key again, is worth more than a faithful copy.
+//! the key again, is worth more than a faithful copy. Only the caller whose
+//! handler ran gets it, beside what is recorded.
 
 use std::sync::Arc;
 

@@ -67,13 +67,17 @@ where
     let task = LeftAlone { task: tokio::spawn(run), stage };
     let ended = task.ended().await;
     match (ended, answer.try_recv()) {
+        (Ended::Outcome(Ok(outcome)), Ok(First::Recorded(cookies))) if !outcome.is_replay() => {
+            Ok(first_answer(&outcome.value, cookies, about.cors))
+        }
         (Ended::Outcome(Ok(outcome)), _) => {
             Ok(answered_as(&outcome.value, if outcome.is_replay() { "true" } else { "false" }, about.cors))
         }
         // The handler's own answer or error, which is not on record.
         (Ended::Outcome(Err(error)), Ok(First::Answer(response))) => Ok(unrecorded(response, &error, about.cors)),
         (Ended::Outcome(Err(_)), Ok(First::Error(error))) => Err(error),
-        (Ended::Outcome(Err(error)), Err(_)) => Ok(refused(error, about.cors)),
+        (Ended::Outcome(Err(error)), Ok(First::Recorded(cookies))) => Ok(refused(error, cookies, about.cors)),
+        (Ended::Outcome(Err(error)), Err(_)) => Ok(refused(error, Vec::new(), about.cors)),
         (Ended::Panicked, _) => {
             Ok(problem_response(Problem::new(Kind::Internal, "the handler panicked; the key is in doubt")))
         }
@@ -262,10 +266,12 @@ impl<T> Drop for LeftAlone<T> {
     }
 }
 
-/// What the handler answered, where it is not what the record says.
+/// What the handler answered, where the record does not say it.
 enum First<E> {
     Answer(Response<Body>),
     Error(E),
+    /// It is to be recorded, without these cookies: they are the first caller's alone.
+    Recorded(Vec<HeaderValue>),
 }
 
 async fn run<S, ReqBody, ResBody>(
@@ -334,34 +340,37 @@ where
     let (parts, body) = response.into_parts();
     let fate = parts.extensions.get::<Fate>().copied().unwrap_or_else(|| options.fates.of(parts.status));
     let status = parts.status;
-    let give = |parts, body| {
+    let tell = |told| {
         // A client that has left needs it no more.
-        let _ = first.send(First::Answer(Response::from_parts(parts, body)));
+        let _ = first.send(told);
     };
     match fate {
         Fate::Release => {
-            give(parts, body.map_err(Into::into).boxed_unsync());
+            tell(First::Answer(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync())));
             return Err(ActionError::retryable(format!("the handler answered {status}")));
         }
         Fate::Doubt => {
-            give(parts, body.map_err(Into::into).boxed_unsync());
+            tell(First::Answer(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync())));
             return Err(ActionError::unknown(format!("the handler answered {status}")));
         }
         Fate::Keep => {}
     }
     match read(body, options.max_response_bytes, options.response_silence, is_endless(&parts)).await {
-        Read::Whole(bytes) => Ok(Kept::new(parts.status, &parts.headers, bytes)),
+        Read::Whole(bytes) => {
+            tell(First::Recorded(parts.headers.get_all(header::SET_COOKIE).iter().cloned().collect()));
+            Ok(Kept::new(parts.status, &parts.headers, bytes))
+        }
         Read::TooLong(body) => {
             let limit = options.max_response_bytes;
             tracing::warn!(%status, limit, "an answer is too large to be recorded, or endless; its key is in doubt");
-            give(parts, body);
+            tell(First::Answer(Response::from_parts(parts, body)));
             Err(ActionError::unknown(format!("the answer ({status}) is endless, or larger than {limit} bytes")))
         }
         Read::Broken(error) => {
             tracing::warn!(%status, %error, "an answer broke off; its key is in doubt");
             let problem = Problem::new(Kind::UpstreamLost, "the handler's answer broke off; the key is in doubt");
             let (parts, bytes) = problem.into_parts();
-            give(parts, full(bytes.into()));
+            tell(First::Answer(Response::from_parts(parts, full(bytes.into()))));
             Err(ActionError::unknown(format!("the answer ({status}) broke off: {error}")))
         }
     }
@@ -449,6 +458,15 @@ fn answered_as(kept: &Kept, replayed: &'static str, cors: bool) -> Response<Body
     response
 }
 
+/// The answer to the caller whose handler ran.
+fn first_answer(kept: &Kept, cookies: Vec<HeaderValue>, cors: bool) -> Response<Body> {
+    let mut response = answered_as(kept, "false", cors);
+    for cookie in cookies {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
 fn mark(response: &mut Response<Body>, replayed: &'static str, cors: bool) {
     let headers = response.headers_mut();
     headers.insert(REPLAYED, HeaderValue::from_static(replayed));
@@ -469,20 +487,20 @@ fn unrecorded(mut response: Response<Body>, error: &Error, cors: bool) -> Respon
 }
 
 /// The answer to a request whose handler did not run, or whose answer could not be recorded.
-fn refused(error: Error, cors: bool) -> Response<Body> {
+fn refused(error: Error, cookies: Vec<HeaderValue>, cors: bool) -> Response<Body> {
     match error {
         // It ran and this is its answer, though retries will not get it.
         Error::NotRecorded { value, key, reason } => match value.into_value::<Kept>() {
             Ok(kept) => {
                 tracing::warn!(%key, reason, "an answer was not recorded; its key is in doubt");
-                let mut response = answered_as(&kept, "false", cors);
+                let mut response = first_answer(&kept, cookies, cors);
                 response.headers_mut().insert(STATE, HeaderValue::from_static("in_doubt"));
                 response
             }
             Err(_) => problem_response(Problem::new(Kind::Internal, reason).key(&key)),
         },
         Error::LostClaim { value: Some(value), key, attempt } => match value.into_value::<Kept>() {
-            Ok(kept) => answered_as(&kept, "false", cors),
+            Ok(kept) => first_answer(&kept, cookies, cors),
             Err(_) => problem_response(Problem::new(Kind::LostClaim, "the claim was lost").key(&key).attempt(attempt)),
         },
         error => problem_response(error.into()),
