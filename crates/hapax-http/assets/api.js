@@ -39,6 +39,79 @@ async function json(path, options) {
   return response.status === 204 ? null : response.json();
 }
 
+const SPACE = /[ \t\r\n]/;
+
+function afterSpace(text, at) {
+  while (SPACE.test(text[at] ?? '')) at += 1;
+  return at;
+}
+
+function afterString(text, at) {
+  for (at += 1; at < text.length && text[at] !== '"'; at += 1) if (text[at] === '\\') at += 1;
+  return at + 1;
+}
+
+// The members of an object, each as it is written: read into numbers and written again, they could be others. The text
+// is known to be JSON.
+function members(text) {
+  const found = new Map();
+  let at = afterSpace(text, afterSpace(text, 0) + 1);
+  while (at < text.length && text[at] === '"') {
+    const name = at;
+    at = afterString(text, at);
+    const key = JSON.parse(text.slice(name, at));
+    const value = afterSpace(text, afterSpace(text, at) + 1);
+    let depth = 0;
+    for (at = value; at < text.length; ) {
+      const c = text[at];
+      if (c === '"') {
+        at = afterString(text, at);
+        continue;
+      }
+      if (c === '{' || c === '[') depth += 1;
+      else if (depth === 0 && (c === ',' || c === '}')) break;
+      else if (c === '}' || c === ']') depth -= 1;
+      at += 1;
+    }
+    found.set(key, text.slice(value, at).trim());
+    at = afterSpace(text, at + 1);
+  }
+  return found;
+}
+
+// JSON laid out for reading, up to about `most` characters, each literal as it is written.
+export function laidOut(text, most) {
+  let out = '';
+  let depth = 0;
+  const line = () => '\n' + '  '.repeat(Math.min(depth, 40));
+  for (let at = 0; at < text.length && out.length <= most; ) {
+    const c = text[at];
+    if (c === '"') {
+      const end = afterString(text, at);
+      out += text.slice(at, end);
+      at = end;
+      continue;
+    }
+    if (c === '{' || c === '[') {
+      const next = afterSpace(text, at + 1);
+      if (text[next] === '}' || text[next] === ']') {
+        out += c + text[next];
+        at = next + 1;
+        continue;
+      }
+      depth += 1;
+      out += c + line();
+    } else if (c === '}' || c === ']') {
+      depth -= 1;
+      out += line() + c;
+    } else if (c === ',') out += c + line();
+    else if (c === ':') out += ': ';
+    else if (!SPACE.test(c)) out += c;
+    at += 1;
+  }
+  return out;
+}
+
 const limited = () => AbortSignal.timeout(20_000);
 export const get = (path, signal) => json(path, { headers: headers(), signal: signal ?? limited() });
 export const remove = (path) => json(path, { method: 'DELETE', headers: headers(), signal: limited() });
@@ -49,6 +122,12 @@ export const post = (path, body) =>
     body: typeof body === 'string' ? body : JSON.stringify(body),
     signal: limited(),
   });
+
+// The record, and its members as the server wrote them.
+export async function getRecord(key) {
+  const text = await (await ask(recordPath(key), { headers: headers(), signal: limited() })).text();
+  return { record: JSON.parse(text), written: members(text) };
+}
 
 export const recordPath = (key) => `/v1/records/${encodeURIComponent(key)}`;
 

@@ -1,6 +1,6 @@
 // One record: facts, timeline, and what may be secret when it is asked for.
 
-import { get, recordPath, remove } from './api.js';
+import { getRecord, laidOut, recordPath, remove } from './api.js';
 import { badge, foreign, h, plain, say, span, time } from './dom.js';
 import { ownerOf, settle } from './settle.js';
 
@@ -45,9 +45,9 @@ export async function openRecord(key, may, closed, changed) {
   }
 
   async function load() {
-    let record = null;
+    let got = null;
     try {
-      record = await get(recordPath(key));
+      got = await getRecord(key);
     } catch (problem) {
       const text = problem.status === 404 ? 'There is no record of this key: it was settled, removed, or it expired. The next call runs the action.' : problem.message;
       body.replaceChildren(h('p', { class: 'empty' }, h('strong', { class: 'mono' }, foreign(key, {}, 512)), text));
@@ -55,10 +55,10 @@ export async function openRecord(key, may, closed, changed) {
       return;
     }
     body.removeAttribute('aria-busy');
-    body.replaceChildren(...parts(record).filter(Boolean));
+    body.replaceChildren(...parts(got.record, got.written).filter(Boolean));
   }
 
-  function parts(record) {
+  function parts(record, written) {
     const tags = Object.entries(record.tags ?? {});
     return [
       h('h2', { class: 'title' }, foreign(record.actionType || 'no action type'), h('span', { class: 'muted' }, ' → '), foreign(record.target || 'no target')),
@@ -78,8 +78,8 @@ export async function openRecord(key, may, closed, changed) {
         fact('Fingerprint', h('span', { class: 'mono' }, record.fingerprint)),
         tags.map(([name, value]) => fact(plain(name, 256), foreign(value))),
       )),
-      secret('params', record.params, 'The params were not kept: keep_params is fingerprint.'),
-      secret('result', record.result, record.state === 'completed' ? 'The result is null.' : 'There is no result.'),
+      secret('params', written.get('params'), 'The params were not kept: keep_params is fingerprint.'),
+      secret('result', written.get('result'), record.state === 'completed' ? 'The result is null.' : 'There is no result.'),
       (record.state === 'completed' || record.state === 'failed') && removal(record),
     ];
   }
@@ -152,9 +152,10 @@ function timeline(record) {
   return h('ol', { class: 'timeline' }, steps.map(([kind, title, text, at]) => h('li', { 'data-kind': kind }, h('span', {}, h('strong', {}, title), ' ', at && time(at)), text && h('span', { class: 'muted' }, foreign(text)))));
 }
 
-function secret(name, value, none) {
+// `text` is JSON as the server wrote it: its numbers may be none that a page can hold.
+function secret(name, text, none) {
   const label = name === 'params' ? 'Params' : 'Result';
-  const absent = value === undefined || value === null;
+  const absent = text === undefined || text === 'null';
   const place = h('div', {});
   const button = h('button', { class: 'ghost small', type: 'button', 'aria-expanded': 'false', 'data-secret': name, onclick: toggle }, `Show ${name}`);
   return h('section', { class: 'secret' }, h('h3', {}, label), absent ? h('p', { class: 'muted' }, none) : [button, place]);
@@ -164,6 +165,6 @@ function secret(name, value, none) {
     button.setAttribute('aria-expanded', String(!shown));
     button.textContent = shown ? `Show ${name}` : `Hide ${name}`;
     if (shown) place.replaceChildren();
-    else place.append(h('pre', { tabindex: '0' }, foreign(JSON.stringify(value, null, 2), {}, 200_000)));
+    else place.append(h('pre', { tabindex: '0' }, foreign(laidOut(text, 200_000), {}, 200_000)));
   }
 }

@@ -7,6 +7,11 @@ use std::fmt::Write as _;
 
 use hapax::Key;
 
+/// Whether the key stands for a step in a path, which clients take before they ask, however it is encoded.
+pub(crate) fn is_step(key: &Key) -> bool {
+    matches!(key.as_str(), "." | "..")
+}
+
 /// The key as one segment of a path.
 #[must_use]
 pub fn encode_key(key: &Key) -> String {

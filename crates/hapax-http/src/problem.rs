@@ -245,6 +245,12 @@ impl Problem {
         Self { kind, detail: detail.into(), key: None, state: None, attempt: None, retry_after }
     }
 
+    /// A key that no path can name: it is not taken in, so that what is recorded can be asked for.
+    pub(crate) fn of_step(key: &Key) -> Self {
+        let detail = format!("the key {key} cannot stand in a path, where it is a step to elsewhere: choose another");
+        Self::new(Kind::InvalidKey, detail).key(key)
+    }
+
     /// With the key that it is about.
     #[must_use]
     pub fn key(mut self, key: &Key) -> Self {

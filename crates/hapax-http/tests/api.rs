@@ -183,7 +183,8 @@ async fn records_are_marked_listed_removed() {
 
 #[tokio::test]
 async fn every_visible_character_of_a_key_survives_the_path() {
-    let server = serve("").await;
+    let store = hapax::store::open("memory:").await.unwrap();
+    let server = common::serve_on("", store.clone()).await;
     let http = server.client();
     let all: String = ('!'..='~').collect();
     let singles = ('!'..='~').filter(|c| *c != '.').map(String::from);
@@ -193,9 +194,16 @@ async fn every_visible_character_of_a_key_survives_the_path() {
         assert_eq!(http.get(&path).await.is(200).json()["result"], key);
         http.delete(&path).await.is(204);
     }
-    // A client may take `.` and `..` for steps in the path, so a query finds them, too.
-    http.claim(&json!({"key": ".."})).await;
-    assert_eq!(http.get("/v1/records?key=..").await.is(200).json()["records"][0]["key"], "..");
+    // Clients take `.` and `..` for steps in the path: they are not taken in, and those of elsewhere are listed.
+    let beside = hapax::Hapax::builder().store(store).build().await.unwrap();
+    for key in [".", ".."] {
+        assert_eq!(http.post("/v1/claims", &json!({"key": key})).await.is(400).problem(), "invalid-key");
+        let marked = http.put(&format!("/v1/records/{key}"), &json!({"result": 1})).await;
+        assert_eq!(marked.is(400).problem(), "invalid-key");
+        beside.mark_executed(&hapax::Key::given(key).unwrap(), &1, None).await.unwrap();
+        assert_eq!(http.get(&format!("/v1/records?key={key}")).await.is(200).json()["records"][0]["key"], key);
+    }
+    assert_eq!(http.get("/v1/records").await.is(200).json()["records"].as_array().unwrap().len(), 2);
     assert_eq!(http.get("/v1/records/%C3%A9").await.is(400).problem(), "invalid-key");
     assert_eq!(http.get(&format!("/v1/records/{}", "k".repeat(513))).await.is(400).problem(), "invalid-key");
     server.stop().await;

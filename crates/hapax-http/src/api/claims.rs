@@ -22,7 +22,7 @@ use super::body::{Body, action_of, json_of, json_response};
 use crate::access::{Claimer, Pass, Writer};
 use crate::app::{App, Tenant};
 use crate::openapi::{Common, Conflict, Full, Mismatch, Sent};
-use crate::path::encode_key;
+use crate::path::{encode_key, is_step};
 use crate::problem::{Kind, Problem, REPLAYED};
 use crate::schema::{
     ClaimRequest, ClaimedAnswer, CompleteRequest, EndedAnswer, FailRequest, FailureClass, HeartbeatAnswer,
@@ -49,6 +49,8 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 ///
 /// Either the key is yours (`201`), or the action ran before and this is its result (`200`), or another caller
 /// runs it still and the wait ran out (`202`). Waits are held open and end at once when the attempt ends.
+///
+/// The keys `.` and `..` are refused, since no path can name their records.
 ///
 /// A client that gets no answer sends the same claim again with the same `attemptId` and gets the same attempt.
 #[utoipa::path(
@@ -137,6 +139,9 @@ fn replayed(replay: Replay) -> Response {
 fn call_of(request: ClaimRequest, max_wait: Duration, hapax: &hapax::Hapax) -> Result<RemoteCall, Problem> {
     let bad = |message: String| Problem::new(Kind::BadRequest, message);
     let ClaimRequest { key, signal_id, action_type, target, params, identity, fingerprint, .. } = request;
+    if let Some(step) = key.as_ref().filter(|key| is_step(key)) {
+        return Err(Problem::of_step(step));
+    }
     if fingerprint.is_some() && key.is_none() {
         return Err(bad("a fingerprint without params needs a key of the caller's own".into()));
     }

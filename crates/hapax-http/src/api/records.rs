@@ -17,6 +17,7 @@ use super::body::{Body, action_of, json_of, json_response};
 use crate::access::{Admin, Listener, Pass, Reader, Writer};
 use crate::app::App;
 use crate::openapi::{Common, Conflict, Full, Missing, Sent};
+use crate::path::is_step;
 use crate::problem::{Kind, Problem, REPLAYED};
 use crate::schema::{
     MarkRequest, PageAnswer, Record as RecordSchema, RemovedAnswer, SettleRequest, SettledAnswer, State as StateSchema,
@@ -244,6 +245,9 @@ async fn mark(
     KeyInPath(key): KeyInPath,
     Body(request): Body<MarkRequest>,
 ) -> Result<Response, Problem> {
+    if is_step(&key) {
+        return Err(Problem::of_step(&key));
+    }
     let result = json_of(request.result.as_deref())?;
     if request.params.is_some() && request.fingerprint.is_none() {
         return Err(

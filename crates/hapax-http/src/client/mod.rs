@@ -83,7 +83,7 @@ impl HttpStore {
             .map_err(failed)?;
         let client = client().map_err(failed)?;
         Ok(Self {
-            wire: Arc::new(Wire { location, client, authorization }),
+            wire: Arc::new(Wire { location, client, authorization, limit: wire::LIMIT }),
             runtime: Some(runtime),
             closed: watch::Sender::new(false),
         })
@@ -138,6 +138,11 @@ impl HttpStore {
         }
     }
 
+    /// What was looked up after a write. Where nobody knows of the write, failing to look leaves it so.
+    fn after<T>(&self, write: &Answer, looked: Result<T, StoreError>) -> Result<T, StoreError> {
+        looked.map_err(|error| if write.unsure { self.wire.lost(error.to_string()) } else { error })
+    }
+
     async fn state(&self, namespace: &str, key: &Key) -> Result<Option<State>, StoreError> {
         Ok(self.record(namespace, key).await?.map(|r| r.state))
     }
@@ -186,5 +191,27 @@ impl HttpStore {
             }
             self.wire.read(&answer)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_never_answers_is_not_waited_for_long_and_a_look_is_no_write() {
+        assert!(wire::LIMIT <= Duration::from_secs(10));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut store = HttpStore::new(&format!("http://{}", listener.local_addr().unwrap()), None).unwrap();
+        let limit = Duration::from_millis(200);
+        Arc::get_mut(&mut store.wire).unwrap().limit = limit;
+        let looked = store.record("default", &Key::given("k").unwrap()).await.unwrap_err();
+        let StoreError::Unavailable { message, .. } = &looked else { panic!("{looked}") };
+        assert_eq!(*message, format!("no answer within {limit:?}"));
+        // It was asked once.
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_ok() && listener.accept().is_err());
+        let wrote = store.ask_any_with(Method::POST, "/v1/cleanup".into(), "{}".into()).await;
+        assert!(matches!(wrote, Err(StoreError::AnswerLost { .. })));
     }
 }

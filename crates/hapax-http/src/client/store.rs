@@ -54,7 +54,8 @@ impl Store for HttpStore {
                     }
                     StatusCode::OK | StatusCode::ACCEPTED | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
                         // It may be gone again; then it is free.
-                        let Some(record) = self.record(&begin.namespace, &begin.key).await? else { continue };
+                        let looked = self.record(&begin.namespace, &begin.key).await;
+                        let Some(record) = self.after(&answer, looked)? else { continue };
                         if record.attempt_id == begin.attempt {
                             // Begun by an earlier sending, and lapsed since.
                             return Err(self.wire.not_its_own());
@@ -124,9 +125,12 @@ impl Store for HttpStore {
                     let ended: EndedThere = self.wire.read(&answer)?;
                     Ok(Ended::Done { at: ended.at, expires_at: ended.expires_at })
                 }
-                StatusCode::CONFLICT => match self.state(&namespace, &key).await? {
+                StatusCode::CONFLICT => match self.after(&answer, self.state(&namespace, &key).await)? {
                     // A release leaves nothing: sent again after a lost answer, it finds nothing.
-                    None if is_release && answer.unsure => Ok(Ended::Done { at: self.now().await?, expires_at: None }),
+                    None if is_release && answer.unsure => {
+                        let at = self.after(&answer, self.now().await)?;
+                        Ok(Ended::Done { at, expires_at: None })
+                    }
                     _ if answer.unsure => Err(self.wire.not_its_own()),
                     state => Ok(Ended::Lost(state)),
                 },

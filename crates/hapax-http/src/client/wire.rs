@@ -1,7 +1,7 @@
 //! Requests to the server: sent, sent again after a lost answer, and read.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hapax::store::StoreError;
@@ -16,8 +16,10 @@ use crate::proxy::{HttpClient, chain};
 
 /// The largest answer that is read: a page of records at most.
 const MAX_ANSWER: usize = 256 << 20;
-/// How long one request may take, its wait apart.
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long an answer may take to begin, its wait apart.
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take from there to its end.
+const READ_LIMIT: Duration = Duration::from_secs(30);
 /// How often a request is sent whose answer is lost, or that the server was too busy for.
 pub(super) const TRIES: u32 = 3;
 
@@ -35,6 +37,8 @@ pub(super) struct Wire {
     pub(super) location: String,
     pub(super) client: HttpClient,
     pub(super) authorization: Option<HeaderValue>,
+    /// How long an answer may take to begin, its wait apart.
+    pub(super) limit: Duration,
 }
 
 /// What it answered.
@@ -83,11 +87,18 @@ impl Wire {
         resend: Resend,
     ) -> Result<Answer, StoreError> {
         let (mut tries, mut unsure) = (1, false);
+        let is_read = *method == Method::GET;
         loop {
-            let asked = tokio::time::timeout(LIMIT + wait, self.once(namespace, method, path, body)).await;
-            let asked = asked.unwrap_or_else(|_| Err(self.lost(format!("no answer within {:?}", LIMIT + wait))));
+            let began = Instant::now();
+            let mut asked = self.once(namespace, method, path, body, wait).await;
+            if is_read && let Err(StoreError::AnswerLost { store, message }) = asked {
+                // What only looks has changed nothing.
+                asked = Err(StoreError::Unavailable { store, message });
+            }
             let fate = match &asked {
                 Ok((status, body)) => Fate::of(method, *status, body),
+                // Who was silent for so long is not waited for again.
+                Err(_) if is_read && began.elapsed() >= self.limit + wait => Fate::Answered,
                 Err(StoreError::AnswerLost { .. }) => Fate::Unknown,
                 Err(_) => Fate::NotYet,
             };
@@ -120,9 +131,13 @@ impl Wire {
         method: &Method,
         path: &str,
         body: Option<&str>,
+        wait: Duration,
     ) -> Result<(StatusCode, Bytes), StoreError> {
         let request = self.request(namespace, method, path, body)?;
-        let response = self.client.request(request).await.map_err(|e| match e.is_connect() {
+        let limit = self.limit + wait;
+        let silent = |_| self.lost(format!("no answer within {limit:?}"));
+        let response = tokio::time::timeout(limit, self.client.request(request)).await.map_err(silent)?;
+        let response = response.map_err(|e| match e.is_connect() {
             true => StoreError::Unavailable {
                 store: self.location.clone(),
                 message: format!("{}; start it with `hapax serve`, or correct the address", chain(&e)),
@@ -130,7 +145,9 @@ impl Wire {
             false => self.lost(e.to_string()),
         })?;
         let (parts, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| self.lost(e.to_string()))?;
+        let body = tokio::time::timeout(READ_LIMIT, Limited::new(body, MAX_ANSWER).collect()).await;
+        let body = body.map_err(|_| self.lost(format!("its answer was not there within {READ_LIMIT:?}")))?;
+        let body = body.map_err(|e| self.lost(e.to_string()))?;
         Ok((parts.status, body.to_bytes()))
     }
 

@@ -120,6 +120,38 @@ async fn foreign_text_stays_text_at_every_width() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_shows_as_it_was_recorded() {
+    let Some(browser) = Browser::start().await else { return };
+    let server = serve("").await;
+    let result = r#"{"id":9007199254740993,"f":1.10,"s":"a,\"}]:{\\","e":[],"o":{ },"n":[1E400,{"result":-0.0}]}"#;
+    let body = format!(r#"{{"result":{result},"actionType":"a","target":"t"}}"#);
+    server.client().send(http::Method::PUT, "/v1/records/exact", body).await.is(201);
+    let page = browser.page().await;
+    page.open(&format!("http://{}/", server.address)).await;
+    page.click("#records .row[data-key=exact]").await;
+    page.click("[data-secret=result]").await;
+    let shown = page.js("document.querySelector('dialog.sheet .secret pre').textContent").await;
+    let lines = [
+        "{",
+        "  \"id\": 9007199254740993,",
+        "  \"f\": 1.10,",
+        r#"  "s": "a,\"}]:{\\","#,
+        "  \"e\": [],",
+        "  \"o\": {},",
+        "  \"n\": [",
+        "    1E400,",
+        "    {",
+        "      \"result\": -0.0",
+        "    }",
+        "  ]",
+        "}",
+    ];
+    assert_eq!(shown.as_str().unwrap(), lines.join("\n"));
+    is_clean(&page, server.address).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn from_the_first_record_to_a_settled_doubt() {
     let Some(browser) = Browser::start().await else { return };
     let server = serve("").await;
