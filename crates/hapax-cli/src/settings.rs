@@ -50,6 +50,11 @@ impl<T> Setting<T> {
         Self { value, source: Source::Default }
     }
 
+    /// Whether a flag or the environment says so.
+    pub fn is_said(&self) -> bool {
+        matches!(self.source, Source::Flag | Source::Environment)
+    }
+
     fn put(&mut self, value: Option<T>, source: Source) {
         if let Some(value) = value {
             *self = Self { value, source };

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use hapax_http::telemetry::{self, LogFormat};
 use hapax_http::{ApiServer, ProxyConfig, ProxyServer, ServeConfig, ServeError};
 use rustix::process::Signal;
+use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{LogArgs, Proxy, Serve};
 use crate::failure::{Failure, UNAVAILABLE};
-use crate::settings::Settings;
+use crate::settings::{Setting, Settings, Source};
 use crate::terminal;
 
 /// Serves the API.
@@ -43,16 +44,49 @@ pub fn proxy(args: &Proxy, settings: &Settings) -> Result<u8, Failure> {
     })
 }
 
+/// What the server's file names of what flags, the environment and the command's own configuration name too.
+#[derive(Deserialize, Default)]
+struct Named {
+    store: Option<String>,
+    namespace: Option<String>,
+}
+
+impl Named {
+    fn in_file(text: &str) -> Result<Self, Failure> {
+        toml::from_str(text).map_err(|e| Failure::usage(format!("the configuration cannot be read: {e}")))
+    }
+
+    /// The store: that of a flag or the environment, of the server's file, or of the command's own configuration.
+    /// Beside a server's file no default of the commands counts: `fallback` is the server's.
+    fn store(self, settings: &Settings, fallback: &str) -> Result<String, Failure> {
+        match &settings.store {
+            Some(store) if store.is_said() => settings.server_store(),
+            of_commands => match (self.store, of_commands) {
+                (Some(store), _) => Ok(store),
+                (None, Some(Setting { source: Source::File, .. })) => settings.server_store(),
+                (None, _) => Ok(fallback.into()),
+            },
+        }
+    }
+}
+
 fn proxy_config(args: &Proxy, settings: &Settings) -> Result<ProxyConfig, Failure> {
     let mut config = match &args.server_config {
-        Some(path) => ProxyConfig::from_toml(&read(path)?)?,
+        Some(path) => {
+            let text = read(path)?;
+            let mut config = ProxyConfig::from_toml(&text)?;
+            config.store = Named::in_file(&text)?.store(settings, &config.store)?;
+            config
+        }
         None => {
             let mut config = ProxyConfig::default();
             config.store = settings.server_store()?;
-            config.encryption.clone_from(&settings.encryption.value);
             config
         }
     };
+    if config.encryption.is_none() {
+        config.encryption.clone_from(&settings.encryption.value);
+    }
     if let Some(upstream) = &args.upstream {
         config.upstream.clone_from(upstream);
     }
@@ -74,15 +108,26 @@ fn proxy_config(args: &Proxy, settings: &Settings) -> Result<ProxyConfig, Failur
 
 fn serve_config(args: &Serve, settings: &Settings) -> Result<ServeConfig, Failure> {
     let mut config = match &args.server_config {
-        Some(path) => ServeConfig::from_toml(&read(path)?)?,
+        Some(path) => {
+            let text = read(path)?;
+            let mut config = ServeConfig::from_toml(&text)?;
+            let named = Named::in_file(&text)?;
+            if settings.namespace.is_said() || named.namespace.is_none() {
+                config.namespace.clone_from(&settings.namespace.value);
+            }
+            config.store = named.store(settings, &config.store)?;
+            config
+        }
         None => {
             let mut config = ServeConfig::default();
             config.store = settings.server_store()?;
             config.namespace.clone_from(&settings.namespace.value);
-            config.encryption.clone_from(&settings.encryption.value);
             config
         }
     };
+    if config.encryption.is_none() {
+        config.encryption.clone_from(&settings.encryption.value);
+    }
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
