@@ -178,6 +178,9 @@ pub async fn settle(args: Settle, settings: &Settings, json: bool) -> Result<u8,
         Some(attempt) => match hapax.settle_attempt(&key, attempt, settlement).await {
             Err(Error::LostClaim { .. } | Error::WrongState { .. }) => {
                 let now = hapax.record(&key).await?;
+                if let Some(record) = now.as_ref().filter(|r| r.attempt_id == attempt && r.state == State::InProgress) {
+                    return Err(Failure::still_held(record));
+                }
                 Err(Failure::stale(&key, attempt, now.as_ref(), &settings.flags))
             }
             settled => settled.map_err(Failure::from),
