@@ -19,8 +19,8 @@ use hapax::{Config, Error, Identity, InFlight, KeepParams, OnDoubt, PolicyPatch,
 use hapax_http::EncryptionConfig;
 use serde::Serialize;
 
-pub use self::file::Rule;
 use self::file::{File, Place};
+pub use self::file::{Rule, read_at_most};
 pub use self::place::{is_absent, is_server, usable};
 use crate::args::{DoubtChoice, Global, Run};
 use crate::failure::Failure;
@@ -372,7 +372,9 @@ impl Settings {
         }
         let store = self.store()?;
         if is_server(&store) {
-            return Err(Failure::usage("a server's store is no other server: give memory: or sqlite:PATH"));
+            return Err(Failure::usage(
+                "a server's store is no other server: give memory:, sqlite:PATH, redis://HOST or postgres://USER@HOST/DATABASE",
+            ));
         }
         Ok(store)
     }

@@ -171,6 +171,14 @@ fn flags_and_the_environment_name_the_store_beside_a_servers_file_too() {
                 let claim = "POST /v1/mark/k HTTP/1.1\r\nidempotency-key: k\r\nx-rest:";
                 if proxies {
                     ask(address, "", claim, "{}").unwrap();
+                    if !database.is_empty() {
+                        // Without a word the proxy has a namespace of its own.
+                        let of_proxy = if flags.contains(&"--config") { "proxy" } else { namespace };
+                        let of_proxy = if file == "named.toml" { namespace } else { of_proxy };
+                        let store = format!("sqlite:{database}");
+                        let ls = home.json(["--json", "--store", &store, "--namespace", of_proxy, "stats"]);
+                        assert_eq!(ls["totalCached"], 1, "{at} {ls}");
+                    }
                 } else if !database.is_empty() {
                     let store = format!("http://{address}");
                     home.ok(["--store", &store, "--namespace", namespace, "mark", "k", "--result", "1"]);
@@ -330,6 +338,12 @@ fn over_http_a_stale_attempt_settles_nothing() {
     let done = hapax(&["settle", "--attempt", &current, "--happened", "1", "k"]);
     assert_eq!(done.code, Some(0), "{done:?}");
     assert_eq!(hapax(&["check", "k"]).code, Some(0));
+    // One that still has its lease is not stale: it is said until when it counts.
+    server.ask("", "POST /v1/claims", r#"{"key":"held"}"#).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&hapax(&["--json", "get", "held"]).stdout).unwrap();
+    let done = hapax(&["settle", "--attempt", record["attemptId"].as_str().unwrap(), "--not-happened", "held"]);
+    assert!(done.code == Some(75) && !done.stderr.contains("stale"), "{done:?}");
+    assert!(done.stderr.contains("counts as running until "), "{done:?}");
 }
 
 #[test]

@@ -13,8 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{LogArgs, Proxy, Serve};
 use crate::failure::{Failure, UNAVAILABLE};
-use crate::settings::{Setting, Settings, Source};
+use crate::settings::{Setting, Settings, Source, read_at_most};
 use crate::terminal;
+
+/// The largest configuration of a server that is read, in MiB: it has room for ten thousand tokens.
+const MAX_MIB: u64 = 16;
 
 /// Serves the API.
 pub fn serve(args: &Serve, settings: &Settings) -> Result<u8, Failure> {
@@ -87,6 +90,10 @@ fn proxy_config(args: &Proxy, settings: &Settings) -> Result<ProxyConfig, Failur
     if config.encryption.is_none() {
         config.encryption.clone_from(&settings.encryption.value);
     }
+    // That of the commands by default is not a proxy's.
+    if settings.namespace.is_said() {
+        config.namespace.clone_from(&settings.namespace.value);
+    }
     if let Some(upstream) = &args.upstream {
         config.upstream.clone_from(upstream);
     }
@@ -140,7 +147,7 @@ fn config_scheme(args: &Serve, settings: &Settings) -> Result<&'static str, Fail
 }
 
 fn read(path: &PathBuf) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|e| unreadable(path, &e))
+    read_at_most(path, MAX_MIB).map_err(|e| unreadable(path, &e))
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
