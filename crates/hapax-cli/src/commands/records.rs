@@ -12,7 +12,7 @@ use super::{close, existing, open, print};
 use crate::action::result_of;
 use crate::args::{Cleanup, Ls, Mark, Settle};
 use crate::failure::{Failure, IN_FLIGHT};
-use crate::sealed;
+use crate::sealed::Listed;
 use crate::settings::Settings;
 use crate::terminal;
 use crate::units::Keep;
@@ -70,8 +70,8 @@ pub async fn get(key: &str, settings: &Settings, json: bool) -> Result<u8, Failu
 /// Lists records.
 pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failure> {
     #[derive(Serialize)]
-    struct Answer {
-        records: Vec<Record>,
+    struct Page<R> {
+        records: Vec<R>,
         next: Option<String>,
     }
     let in_doubt = args.state == Some(State::InDoubt);
@@ -84,7 +84,7 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         order: if args.newest { Order::NewestFirst } else { Order::OldestFirst },
     };
     let hapax = existing(settings).await?;
-    let mut answer = Answer { records: Vec::new(), next: args.cursor };
+    let mut answer = Page::<Record> { records: Vec::new(), next: args.cursor };
     if let Some(hapax) = &hapax {
         let limit = if args.all { MAX_PAGE } else { usize::from(args.limit) };
         loop {
@@ -102,8 +102,8 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         close(hapax).await;
     }
     if json {
-        answer.records.iter().try_for_each(sealed::is_open)?;
-        terminal::print(&terminal::json(&answer)?)?;
+        let records: Vec<Listed> = answer.records.into_iter().map(Listed::new).collect();
+        terminal::print(&terminal::json(&Page { records, next: answer.next })?)?;
         return Ok(0);
     }
     if answer.records.is_empty() {
