@@ -206,6 +206,26 @@ fn flags_and_the_environment_name_the_store_beside_a_servers_file_too() {
 }
 
 #[test]
+fn paths_in_a_servers_file_are_taken_from_its_directory() {
+    let home = Home::new();
+    home.write("etc/key", &"0a".repeat(32));
+    home.write("tls-key", "no key");
+    let encryption = "[encryption]\ncurrent = 'a'\n[[encryption.key]]\nid = 'a'\nfile = 'key'\n";
+    for (store, database) in [("sqlite:beside.db", "etc/beside.db"), ("sqlite:~/home.db", "home.db")] {
+        home.write("etc/serve.toml", &format!("store = '{store}'\n{encryption}"));
+        served_in(&home, &["serve", "--server-config", "etc/serve.toml"], &[], |_| {});
+        assert!(home.path(database).exists(), "{database}");
+    }
+    assert!(!home.path("~").exists() && !home.path("beside.db").exists());
+    home.write("etc/serve.toml", "[tls]\ncert = 'cert.pem'\nkey = '~/tls-key'");
+    let done = home.run(["serve", "--listen", "127.0.0.1:0", "--server-config", "etc/serve.toml"]);
+    assert!(done.stderr.contains("etc/cert.pem"), "{done:?}");
+    home.write("etc/serve.toml", "store = 'http://127.0.0.1:1'");
+    let done = home.run(["serve", "--server-config", "etc/serve.toml"]);
+    assert!(done.code == Some(64) && done.stderr.contains("no other server"), "{done:?}");
+}
+
+#[test]
 fn a_termination_answers_what_waits_and_accepts_no_more() {
     let mut server = Server::start("store = \"sqlite:hapax.db\"");
     server.ask("", "POST /v1/claims", r#"{"key":"k"}"#).unwrap();
