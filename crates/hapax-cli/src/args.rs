@@ -36,7 +36,7 @@ Warnings go to standard error; HAPAX_LOG chooses what else, as RUST_LOG would: H
 
 Durations are written like 24h, 1h 30m, 30s or 500ms.
 
-Exit codes of hapax itself: 64 wrong usage or configuration, 65 same key with other params, \
+Exit codes of hapax itself: 1 its output could not be written, or nothing found, 64 wrong usage or configuration, 65 same key with other params, \
 or a stale attempt, 69 store \
 unavailable, 75 turned away while another runs it, 76 in doubt. With --json a failure is one object on \
 the last line of standard error: {\"error\":{\"kind\",\"code\",\"message\",\"key\"}}.";
@@ -170,7 +170,9 @@ pub struct Serve {
 
 /// Put Idempotency-Key in front of any HTTP API
 ///
-/// Requests with one key reach the upstream once, and every retry gets the answer that was first sent.
+/// Requests with one key reach the upstream once, and every retry gets the answer that was first sent. Its records are
+/// in the namespace `proxy`, unless --namespace, HAPAX_NAMESPACE or its configuration names another: look at doubts with
+/// `hapax --namespace proxy ls --state in-doubt`, and settle them so.
 #[derive(Args, Debug)]
 pub struct Proxy {
     /// The API behind, e.g. http://127.0.0.1:8080
@@ -205,7 +207,7 @@ pub struct LogArgs {
     /// Log JSON, an object a line
     #[arg(long)]
     pub log_json: bool,
-    /// Send traces there by OTLP over HTTP, e.g. http://127.0.0.1:4318/v1/traces
+    /// Send traces there by OTLP over HTTP, e.g. http://127.0.0.1:4318/v1/traces; only in a build with the feature otlp
     #[arg(long, value_name = "URL")]
     pub otlp: Option<String>,
 }
@@ -264,8 +266,8 @@ pub struct Run {
     /// none]
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<Limit>,
-    /// How long hapax may be silent before its run counts as dead; on this host a dead one is seen
-    /// at once [default: 60s]
+    /// How long hapax may be silent before its run counts as dead; in a SQLite store a dead one is
+    /// seen at once [default: 60s]
     #[arg(long, value_name = "DURATION")]
     pub lease: Option<Span>,
     /// The largest output that is recorded, as JSON, at most 64MiB [default: 1MiB]
@@ -289,7 +291,8 @@ again (exit 76) until `hapax settle`, --verify or --on-doubt rerun says what to 
 
 SIGHUP, SIGINT, SIGQUIT and SIGTERM are passed on to the command, and its end is waited for, at most a minute. \
 If it exits with 0 all the same, that is recorded. When hapax is killed outright (SIGKILL), the command may \
-go on running; the key is in doubt at once. Signals and --timeout end the command itself, not what it has started.
+go on running; the key is in doubt at once, but in a store that is not SQLite it reads as in progress until the lease \
+lapses. Signals and --timeout end the command itself, not what it has started.
 
 Output that background processes write after the command itself has ended is kept for two seconds more. \
 Standard output and standard error are each replayed whole, one after the other.
@@ -297,6 +300,9 @@ Standard output and standard error are each replayed whole, one after the other.
 With --json, standard output is one object: key, attemptId, replayed, recorded, exitCode, stdout and stderr \
 (stdoutBase64, stderrBase64 if they are not text), executedAt, expiresAt, durationMs. The command's own \
 output goes to standard error as it comes; a replay's only into the object.
+
+When our own reader goes away, the command runs on, to be recorded; once its output is too large for that, its pipe is \
+closed. When our own output cannot be written otherwise (a full disk), the result is recorded and the exit code is 1.
 
 A command that cannot be started exits with 127 (not found) or 126, as in a shell, and its key stays free.
 

@@ -90,6 +90,16 @@ impl Failure {
         .of(key)
     }
 
+    /// The attempt that was to be settled counts as running.
+    pub fn still_held(record: &Record) -> Self {
+        let (key, attempt) = (&record.key, record.attempt_id);
+        let until = record.lease_until.map(|at| format!(" until {at}")).unwrap_or_default();
+        let message = format!(
+            "attempt {attempt} of key {key} counts as running{until}, nothing was settled: if it is dead, settle it then"
+        );
+        Self::new(IN_FLIGHT, "in_flight", message).of(key)
+    }
+
     /// There is no record of the key.
     pub fn absent(key: &Key) -> Self {
         Self::new(1, "not_found", format!("there is no record of key {key}; `hapax ls` lists what there is")).of(key)

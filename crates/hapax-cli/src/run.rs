@@ -33,6 +33,8 @@ const LAST_CALL: Duration = Duration::from_millis(200);
 /// How long expired records are cleared away after a run.
 const TIDY_LIMIT: Duration = Duration::from_millis(200);
 
+/// Our own output could not be written.
+const LOST_OUTPUT: u8 = 1;
 /// How the program that could not be started is answered, as shells do.
 const NOT_FOUND: u8 = 127;
 const NOT_STARTED: u8 = 126;
@@ -112,6 +114,7 @@ fn replay(record: &Record, report: Report) -> Result<u8, Failure> {
         print(&report.replayed(record, &output, foreign)?)?;
     } else if let Err(e) = streams::replay(&output.stdout, &output.stderr) {
         report.lost_output(&e, true);
+        return Ok(LOST_OUTPUT);
     }
     Ok(output.exit_code)
 }
@@ -175,11 +178,14 @@ async fn execute(
     };
     let ended = child::see_through(child, &terms, signals, &stdout, &stderr).await;
     let settled = settle(claim, &ended, chosen, keep).await;
+    let mut lost = false;
     // The record does not wait for our reader; we do, unless a signal says not to.
     let written = async { (stdout.finish().await, stderr.finish().await) };
     tokio::select! {
         (out, err) = written => {
             if let Some(e) = out.or(err) {
+                // As JSON, the object has it all.
+                lost = !report.json;
                 report.lost_output(&e, matches!(settled, Ok(End { recorded: true, .. })));
             }
         }
@@ -193,7 +199,7 @@ async fn execute(
         let record = if recorded { hapax.record(&key).await.ok().flatten() } else { None };
         print(&report.executed(&key, attempt, recorded, record.as_ref(), code, ended.kept)?)?;
     }
-    Ok(code)
+    Ok(if lost { LOST_OUTPUT } else { code })
 }
 
 /// How a command ended by itself: its exit code, and whether that is recorded.

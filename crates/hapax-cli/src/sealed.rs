@@ -3,11 +3,13 @@
 //! Invariant: a sealed text is never shown or replayed as if it were the result. Without keys it is an error that says
 //! which key is missing and where it belongs; what needs no result (`ls`, `rm`, `stats`, `top`) works all the same.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hapax::store::sealed::{SealedStore, sealed_with};
 use hapax::store::{Around, Begin, Begun, Mark, Marked, Settled, Settlement, Store, StoreError, StoreFuture};
-use hapax::{AttemptId, Error, Key, Record};
+use hapax::{AttemptId, Key, Record};
+use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -20,19 +22,37 @@ pub fn around(store: Arc<dyn Store>, settings: &Settings) -> Result<Arc<dyn Stor
     })
 }
 
-/// That nothing of the record is sealed.
-pub fn is_open(record: &Record) -> Result<(), Failure> {
-    unsealed(record).map_err(|e| Error::from(e).into())
+/// A record of a list: what is sealed in it is left out and named, each field with the id of its key.
+#[derive(Serialize)]
+pub struct Listed {
+    #[serde(flatten)]
+    record: Record,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    sealed: BTreeMap<&'static str, String>,
 }
 
-fn unsealed(record: &Record) -> Result<(), StoreError> {
+impl Listed {
+    pub fn new(mut record: Record) -> Self {
+        let sealed: BTreeMap<_, _> = sealed_in(&record).map(|(what, id)| (what, id.to_string())).collect();
+        record.result = record.result.filter(|_| !sealed.contains_key("result"));
+        record.error = record.error.filter(|_| !sealed.contains_key("error"));
+        record.params = record.params.filter(|_| !sealed.contains_key("params"));
+        Self { record, sealed }
+    }
+}
+
+/// What of the record is sealed, and with which key.
+fn sealed_in(record: &Record) -> impl Iterator<Item = (&'static str, &str)> {
     let texts = [
         ("result", record.result.as_ref().map(|r| r.as_str())),
         ("error", record.error.as_deref()),
         ("params", record.params.as_ref().map(|p| p.as_str())),
     ];
-    let sealed = texts.into_iter().find_map(|(what, text)| Some((what, sealed_with(text?)?)));
-    let Some((what, id)) = sealed else { return Ok(()) };
+    texts.into_iter().filter_map(|(what, text)| Some((what, sealed_with(text?)?)))
+}
+
+fn unsealed(record: &Record) -> Result<(), StoreError> {
+    let Some((what, id)) = sealed_in(record).next() else { return Ok(()) };
     Err(StoreError::BadRequest {
         message: format!(
             "the {what} of key {} is sealed with the encryption key {id:?}, and none is configured here: name its file in \

@@ -19,9 +19,9 @@ use hapax::{Config, Error, Identity, InFlight, KeepParams, OnDoubt, PolicyPatch,
 use hapax_http::EncryptionConfig;
 use serde::Serialize;
 
-pub use self::file::Rule;
 use self::file::{File, Place};
-pub use self::place::{is_absent, is_server, usable};
+pub use self::file::{Rule, read_at_most};
+pub use self::place::{beside, is_absent, is_server, path_beside, usable};
 use crate::args::{DoubtChoice, Global, Run};
 use crate::failure::Failure;
 use crate::units::{Keep, Limit, Size, Span, Wait};
@@ -48,6 +48,11 @@ pub struct Setting<T> {
 impl<T> Setting<T> {
     fn default(value: T) -> Self {
         Self { value, source: Source::Default }
+    }
+
+    /// Whether a flag or the environment says so.
+    pub fn is_said(&self) -> bool {
+        matches!(self.source, Source::Flag | Source::Environment)
     }
 
     fn put(&mut self, value: Option<T>, source: Source) {
@@ -247,9 +252,7 @@ impl Settings {
         if let (Some(mut encryption), Some(place)) = (file.encryption, &self.file) {
             for key in &mut encryption.keys {
                 // A relative path is taken from the file's directory, as the store's is.
-                if let Some(dir) = place.path.parent() {
-                    key.file = dir.join(&key.file);
-                }
+                key.file = place::path_beside(&place.path, &key.file)?;
             }
             self.encryption = Setting { value: Some(encryption), source };
         }
@@ -362,12 +365,22 @@ impl Settings {
 
     /// The address of a server's store. A server lives long enough for `memory:`.
     pub fn server_store(&self) -> Result<String, Failure> {
-        if self.store.as_ref().is_some_and(|store| store.value == "memory:") {
-            return Ok("memory:".into());
+        match &self.store {
+            Some(store) => Self::served(&store.value),
+            None => self.store(),
         }
-        let store = self.store()?;
+    }
+
+    /// An address that a server can use.
+    pub fn served(store: &str) -> Result<String, Failure> {
+        if store == "memory:" {
+            return Ok(store.into());
+        }
+        let store = usable(store)?;
         if is_server(&store) {
-            return Err(Failure::usage("a server's store is no other server: give memory: or sqlite:PATH"));
+            return Err(Failure::usage(
+                "a server's store is no other server: give memory:, sqlite:PATH, redis://HOST or postgres://USER@HOST/DATABASE",
+            ));
         }
         Ok(store)
     }

@@ -5,9 +5,12 @@
 //! never more than the limit; a slow reader of ours slows the command down, as
 //! it would without us; once the command has ended, what it left in its pipes
 //! is kept without waiting for our reader, so that recording never depends on it.
+//! A command's pipe is closed early only when its output can neither be recorded nor written on.
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal as _, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -93,6 +96,10 @@ pub async fn pump(
         }
         kept.borrow_mut().add(which, chunk, limit);
         to.hand_on(chunk.to_vec(), &mut ended).await;
+        // Neither recorded nor read by anyone: the command is to learn of it, as it would without us.
+        if kept.borrow().too_much && to.gone.load(Ordering::Relaxed) {
+            return;
+        }
     }
 }
 
@@ -100,6 +107,8 @@ pub async fn pump(
 pub struct Writer {
     queue: mpsc::Sender<Vec<u8>>,
     done: oneshot::Receiver<Option<io::Error>>,
+    /// Nothing can be written any more.
+    gone: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -117,6 +126,8 @@ impl Writer {
     fn start<W: Write>(name: &str, out: impl FnOnce() -> W + Send + 'static, seen: bool) -> io::Result<Self> {
         let (queue, mut chunks) = mpsc::channel::<Vec<u8>>(QUEUE);
         let (tell, done) = oneshot::channel();
+        let gone = Arc::new(AtomicBool::new(false));
+        let tell_gone = gone.clone();
         std::thread::Builder::new().name(name.into()).spawn(move || {
             let mut out = out();
             let mut failed = None;
@@ -124,6 +135,7 @@ impl Writer {
                 // Whoever read us may go away; the command runs on, and is recorded.
                 if failed.is_none() {
                     failed = write(&mut out, &chunk).err();
+                    tell_gone.store(failed.is_some(), Ordering::Relaxed);
                 }
                 if seen {
                     left_at(&chunk);
@@ -131,7 +143,7 @@ impl Writer {
             }
             let _ = tell.send(failed);
         })?;
-        Ok(Self { queue, done })
+        Ok(Self { queue, done, gone })
     }
 
     async fn hand_on(&self, chunk: Vec<u8>, ended: &mut watch::Receiver<Option<Instant>>) {

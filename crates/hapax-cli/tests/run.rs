@@ -196,6 +196,16 @@ fn a_reader_that_goes_away_does_not_stop_the_run() {
 }
 
 #[test]
+fn a_command_whose_output_nobody_reads_or_records_gets_its_broken_pipe() {
+    let home = Home::new();
+    let run = ["run", "--key", "k", "--max-output", "100KiB", "--", "yes"];
+    let mut child = home.hapax(run).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let done = common::Running::of(child).finish();
+    assert!(done.code == Some(76) && done.stderr.contains("SIGPIPE"), "{done:?}");
+}
+
+#[test]
 fn recording_does_not_wait_for_a_reader_that_does_not_read() {
     let home = Home::new();
     // More than a pipe holds, less than a pipe and our own queue.

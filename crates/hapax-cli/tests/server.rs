@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Home, PATIENCE, kill, wait_until};
+use common::{Home, PATIENCE, finish, kill, wait_until};
 use rustix::process::Signal;
 
 struct Server {
@@ -73,6 +73,18 @@ impl Drop for Server {
     }
 }
 
+/// The first line of a server that is started like this in this home; it is gone when this returns.
+fn served_in(home: &Home, args: &[&str], env: &[(&str, &str)], meanwhile: impl FnOnce(&str)) {
+    let mut command = home.hapax(args);
+    command.args(["--listen", "127.0.0.1:0"]).envs(env.iter().copied()).stdout(Stdio::piped());
+    let mut child = command.stderr(File::create(home.path("log")).unwrap()).spawn().unwrap();
+    let address = after(&mut BufReader::new(child.stdout.take().unwrap()), "listening on http://");
+    let mut server = Server { child, address, home: Home::new() };
+    meanwhile(&server.address);
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended(PATIENCE).0.code(), Some(0));
+}
+
 /// The next line, which begins like this.
 fn after(lines: &mut impl BufRead, begin: &str) -> String {
     let mut line = String::new();
@@ -125,6 +137,92 @@ fn a_hangup_takes_up_tokens_and_a_broken_file_changes_nothing() {
     server.signal(Signal::HUP);
     wait_until("the first token is back", || server.status("first") == 200);
     assert_eq!(server.status("later"), 401);
+}
+
+#[test]
+fn flags_and_the_environment_name_the_store_beside_a_servers_file_too() {
+    let upstream = Server::start("");
+    let home = Home::new();
+    let digits = "0a".repeat(32);
+    home.write("key", &digits);
+    home.write("limits.toml", "[limits]\nconnections = 100");
+    home.write("named.toml", "store = \"sqlite:of-the-file.db\"\nnamespace = \"of-the-file\"");
+    let encryption = "[encryption]\ncurrent = 'a'\n[[encryption.key]]\nid = 'a'\nfile = 'key'\n";
+    home.write("own.toml", &format!("store = 'sqlite:own.db'\nnamespace = 'own'\n{encryption}"));
+    let proxy = ["proxy", "--upstream", &format!("http://{}", upstream.address)].map(String::from);
+    let flag = ["--store", "sqlite:flag.db", "--namespace", "flag"];
+    let variables = [("HAPAX_STORE", "sqlite:variable.db"), ("HAPAX_NAMESPACE", "variable")];
+    for (file, flags, env, database, namespace) in [
+        ("limits.toml", &flag[..], &[][..], "flag.db", "flag"),
+        ("named.toml", &flag[..], &variables[..], "flag.db", "flag"),
+        ("limits.toml", &[], &variables[..], "variable.db", "variable"),
+        ("named.toml", &[], &variables[..], "variable.db", "variable"),
+        ("named.toml", &[], &[], "of-the-file.db", "of-the-file"),
+        ("named.toml", &["--config", "own.toml"], &[], "of-the-file.db", "of-the-file"),
+        ("limits.toml", &["--config", "own.toml"], &[], "own.db", "own"),
+        // Only where nobody names a store it is the server's default.
+        ("limits.toml", &[], &[], "", "default"),
+    ] {
+        for proxies in [false, true] {
+            let at = format!("{file} {flags:?} {env:?} {proxies}");
+            let command: Vec<&str> = if proxies { proxy.iter().map(String::as_str).collect() } else { vec!["serve"] };
+            let args = [&command, &["--server-config", file][..], flags].concat();
+            served_in(&home, &args, env, |address| {
+                let claim = "POST /v1/mark/k HTTP/1.1\r\nidempotency-key: k\r\nx-rest:";
+                if proxies {
+                    ask(address, "", claim, "{}").unwrap();
+                    if !database.is_empty() {
+                        // Without a word the proxy has a namespace of its own.
+                        let of_proxy = if flags.contains(&"--config") { "proxy" } else { namespace };
+                        let of_proxy = if file == "named.toml" { namespace } else { of_proxy };
+                        let store = format!("sqlite:{database}");
+                        let ls = home.json(["--json", "--store", &store, "--namespace", of_proxy, "stats"]);
+                        assert_eq!(ls["totalCached"], 1, "{at} {ls}");
+                    }
+                } else if !database.is_empty() {
+                    let store = format!("http://{address}");
+                    home.ok(["--store", &store, "--namespace", namespace, "mark", "k", "--result", "1"]);
+                }
+            });
+            for name in ["flag.db", "variable.db", "of-the-file.db", "own.db"] {
+                assert_eq!(home.path(name).exists(), name == database, "{name}: {at}");
+            }
+            assert!(!home.database().exists(), "{at}");
+            if !database.is_empty() && !proxies {
+                let store = format!("sqlite:{database}");
+                let done = home.run(["--store", &store, "--namespace", namespace, "check", "k"]);
+                // With keys of the command's own, the server has sealed it.
+                let code = if flags.contains(&"--config") { 64 } else { 0 };
+                assert_eq!(done.code, Some(code), "{at}: {done:?}");
+            }
+            for name in ["flag.db", "variable.db", "of-the-file.db", "own.db"] {
+                let _ = std::fs::remove_file(home.path(name));
+            }
+        }
+    }
+    // A variable that is meant for the commands is not taken for nothing.
+    let done = finish(home.hapax(["serve", "--server-config", "named.toml"]).env("HAPAX_STORE", "http://127.0.0.1:1"));
+    assert!(done.code == Some(64) && done.stderr.contains("no other server"), "{done:?}");
+}
+
+#[test]
+fn paths_in_a_servers_file_are_taken_from_its_directory() {
+    let home = Home::new();
+    home.write("etc/key", &"0a".repeat(32));
+    home.write("tls-key", "no key");
+    let encryption = "[encryption]\ncurrent = 'a'\n[[encryption.key]]\nid = 'a'\nfile = 'key'\n";
+    for (store, database) in [("sqlite:beside.db", "etc/beside.db"), ("sqlite:~/home.db", "home.db")] {
+        home.write("etc/serve.toml", &format!("store = '{store}'\n{encryption}"));
+        served_in(&home, &["serve", "--server-config", "etc/serve.toml"], &[], |_| {});
+        assert!(home.path(database).exists(), "{database}");
+    }
+    assert!(!home.path("~").exists() && !home.path("beside.db").exists());
+    home.write("etc/serve.toml", "[tls]\ncert = 'cert.pem'\nkey = '~/tls-key'");
+    let done = home.run(["serve", "--listen", "127.0.0.1:0", "--server-config", "etc/serve.toml"]);
+    assert!(done.stderr.contains("etc/cert.pem"), "{done:?}");
+    home.write("etc/serve.toml", "store = 'http://127.0.0.1:1'");
+    let done = home.run(["serve", "--server-config", "etc/serve.toml"]);
+    assert!(done.code == Some(64) && done.stderr.contains("no other server"), "{done:?}");
 }
 
 #[test]
@@ -235,11 +333,11 @@ fn who_has_no_token_is_told_where_to_put_it() {
     let server = Server::start(&tokens(&["known"]));
     let store = format!("http://{}", server.address);
     for token in ["", "unknown"] {
-        let done = common::finish(server.home.hapax(["--store", &store, "ls"]).env("HAPAX_TOKEN", token));
+        let done = finish(server.home.hapax(["--store", &store, "ls"]).env("HAPAX_TOKEN", token));
         assert_eq!(done.code, Some(64), "{done:?}");
         assert!(done.stderr.contains("HAPAX_TOKEN") && !done.stderr.contains("Authorization"), "{done:?}");
     }
-    let done = common::finish(server.home.hapax(["--store", &store, "ls"]).env("HAPAX_TOKEN", "known"));
+    let done = finish(server.home.hapax(["--store", &store, "ls"]).env("HAPAX_TOKEN", "known"));
     assert_eq!(done.code, Some(0), "{done:?}");
 }
 
@@ -260,6 +358,12 @@ fn over_http_a_stale_attempt_settles_nothing() {
     let done = hapax(&["settle", "--attempt", &current, "--happened", "1", "k"]);
     assert_eq!(done.code, Some(0), "{done:?}");
     assert_eq!(hapax(&["check", "k"]).code, Some(0));
+    // One that still has its lease is not stale: it is said until when it counts.
+    server.ask("", "POST /v1/claims", r#"{"key":"held"}"#).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&hapax(&["--json", "get", "held"]).stdout).unwrap();
+    let done = hapax(&["settle", "--attempt", record["attemptId"].as_str().unwrap(), "--not-happened", "held"]);
+    assert!(done.code == Some(75) && !done.stderr.contains("stale"), "{done:?}");
+    assert!(done.stderr.contains("counts as running until "), "{done:?}");
 }
 
 #[test]

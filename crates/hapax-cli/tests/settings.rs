@@ -187,6 +187,17 @@ fn another_file_can_be_named_and_must_be_there_then() {
 }
 
 #[test]
+fn a_file_without_an_end_is_not_read_to_its_end() {
+    let home = Home::new();
+    for args in ["--config /dev/zero ls", "serve --server-config /dev/zero", "proxy --server-config /dev/zero"] {
+        // Whoever reads on runs out of memory, not the machine.
+        let line = format!("ulimit -v 1000000; exec {} {args}", env!("CARGO_BIN_EXE_hapax"));
+        let done = finish(home.program("bash").args(["-c", &line]));
+        assert!(done.code == Some(64) && done.stderr.contains("is larger than"), "{args} {done:?}");
+    }
+}
+
+#[test]
 fn a_relative_store_in_the_file_lies_beside_the_file() {
     let home = Home::new();
     home.write("project/hapax.toml", "store = 'sqlite:state/here.db'");

@@ -205,14 +205,7 @@ fn sealed_results_are_read_with_their_keys_and_named_without() {
     assert!(!file.windows(6).any(|w| w == b"SECRET"), "the result is in the file");
 
     // Without keys nothing is shown or run that would be another result, and the remedy is named.
-    for args in [
-        &line[..],
-        &["get", "k"],
-        &["check", "k"],
-        &["--json", "get", "k"],
-        &["--json", "ls"],
-        &["mark", "k", "--result", "1"],
-    ] {
+    for args in [&line[..], &["get", "k"], &["check", "k"], &["--json", "get", "k"], &["mark", "k", "--result", "1"]] {
         let done = home.run(args);
         assert_eq!((done.code, done.stdout.as_str()), (Some(64), ""), "{args:?} {done:?}");
         for part in ["key k", "old", "[encryption]", "--config"] {
@@ -222,6 +215,13 @@ fn sealed_results_are_read_with_their_keys_and_named_without() {
     }
     assert_eq!(home.ledger(), ["ran"]);
     assert!(home.ok(["ls"]).contains(" k"));
+    // A sealed record does not block a list: what is sealed in it is left out and named.
+    home.ok(["mark", "open", "--result", "[1]"]);
+    let list = home.json(["--json", "ls"]);
+    assert_eq!((&list["records"][0]["key"], &list["records"][0]["sealed"]["result"]), (&"k".into(), &"old".into()));
+    assert!(list["records"][0].get("result").is_none_or(serde_json::Value::is_null), "{list}");
+    assert!(list["records"][1]["result"][0] == 1 && list["records"][1].get("sealed").is_none(), "{list}");
+    home.ok(["rm", "open"]);
     assert!(home.ok(["top", "--once"]).contains(" k"));
     assert_eq!(home.json(["--json", "stats"])["totalCached"], 1);
 

@@ -94,8 +94,10 @@ fn a_standard_output_that_cannot_be_written_is_a_failure() {
     assert!(String::from_utf8_lossy(&output.stderr).starts_with("hapax: standard output cannot be written"));
     // A run is recorded all the same, and says that it was not shown.
     let output = home.hapax(["run", "--key", "r", "--", "echo", "out"]).stdout(full().unwrap()).output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("replays it"), "{output:?}");
+    let output = home.hapax(["run", "--key", "r", "--", "echo", "out"]).stdout(full().unwrap()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "a replay too: {output:?}");
     assert_eq!(home.ok(["run", "--key", "r", "--", "echo", "out"]), "out\n");
 }
 

@@ -12,7 +12,7 @@ use super::{close, existing, open, print};
 use crate::action::result_of;
 use crate::args::{Cleanup, Ls, Mark, Settle};
 use crate::failure::{Failure, IN_FLIGHT};
-use crate::sealed;
+use crate::sealed::Listed;
 use crate::settings::Settings;
 use crate::terminal;
 use crate::units::Keep;
@@ -70,8 +70,8 @@ pub async fn get(key: &str, settings: &Settings, json: bool) -> Result<u8, Failu
 /// Lists records.
 pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failure> {
     #[derive(Serialize)]
-    struct Answer {
-        records: Vec<Record>,
+    struct Page<R> {
+        records: Vec<R>,
         next: Option<String>,
     }
     let in_doubt = args.state == Some(State::InDoubt);
@@ -84,7 +84,7 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         order: if args.newest { Order::NewestFirst } else { Order::OldestFirst },
     };
     let hapax = existing(settings).await?;
-    let mut answer = Answer { records: Vec::new(), next: args.cursor };
+    let mut answer = Page::<Record> { records: Vec::new(), next: args.cursor };
     if let Some(hapax) = &hapax {
         let limit = if args.all { MAX_PAGE } else { usize::from(args.limit) };
         loop {
@@ -102,8 +102,8 @@ pub async fn list(args: Ls, settings: &Settings, json: bool) -> Result<u8, Failu
         close(hapax).await;
     }
     if json {
-        answer.records.iter().try_for_each(sealed::is_open)?;
-        terminal::print(&terminal::json(&answer)?)?;
+        let records: Vec<Listed> = answer.records.into_iter().map(Listed::new).collect();
+        terminal::print(&terminal::json(&Page { records, next: answer.next })?)?;
         return Ok(0);
     }
     if answer.records.is_empty() {
@@ -178,6 +178,9 @@ pub async fn settle(args: Settle, settings: &Settings, json: bool) -> Result<u8,
         Some(attempt) => match hapax.settle_attempt(&key, attempt, settlement).await {
             Err(Error::LostClaim { .. } | Error::WrongState { .. }) => {
                 let now = hapax.record(&key).await?;
+                if let Some(record) = now.as_ref().filter(|r| r.attempt_id == attempt && r.state == State::InProgress) {
+                    return Err(Failure::still_held(record));
+                }
                 Err(Failure::stale(&key, attempt, now.as_ref(), &settings.flags))
             }
             settled => settled.map_err(Failure::from),

@@ -6,23 +6,28 @@
 use std::path::{Path, PathBuf};
 
 use hapax_http::telemetry::{self, LogFormat};
-use hapax_http::{ApiServer, ProxyConfig, ProxyServer, ServeConfig, ServeError};
+use hapax_http::{ApiServer, EncryptionConfig, ProxyConfig, ProxyServer, ServeConfig, ServeError, TlsConfig};
 use rustix::process::Signal;
+use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{LogArgs, Proxy, Serve};
 use crate::failure::{Failure, UNAVAILABLE};
-use crate::settings::Settings;
+use crate::settings::{Setting, Settings, Source, beside, path_beside, read_at_most};
 use crate::terminal;
+
+/// The largest configuration of a server that is read, in MiB: it has room for ten thousand tokens.
+const MAX_MIB: u64 = 16;
 
 /// Serves the API.
 pub fn serve(args: &Serve, settings: &Settings) -> Result<u8, Failure> {
     let config = serve_config(args, settings)?;
     run(&args.log, async {
         let server = ApiServer::bind(config).await.map_err(failed)?;
-        say(server.address(), config_scheme(args, settings)?)?;
         let reloader = server.reloader();
         let stop = stopped(async || reloaded(serve_config(args, settings), |c| reloader.reload(c)).await)?;
+        // Whoever waits for this line may send a signal at once.
+        say(server.address(), config_scheme(args, settings)?)?;
         server.run(stop).await.map_err(failed)
     })
 }
@@ -33,26 +38,74 @@ pub fn proxy(args: &Proxy, settings: &Settings) -> Result<u8, Failure> {
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     run(&args.log, async {
         let server = ProxyServer::bind(config).await.map_err(failed)?;
+        let reloader = server.reloader();
+        let stop = stopped(async || reloaded(proxy_config(args, settings), |c| reloader.reload(c)).await)?;
         say(server.address(), scheme)?;
         if let Some(address) = server.admin_address() {
             terminal::print(&format!("metrics and health on {scheme}://{address}"))?;
         }
-        let reloader = server.reloader();
-        let stop = stopped(async || reloaded(proxy_config(args, settings), |c| reloader.reload(c)).await)?;
         server.run(stop).await.map_err(failed)
     })
 }
 
+/// What the server's file names of what flags, the environment and the command's own configuration name too.
+#[derive(Deserialize, Default)]
+struct Named {
+    store: Option<String>,
+    namespace: Option<String>,
+}
+
+impl Named {
+    fn in_file(text: &str) -> Result<Self, Failure> {
+        toml::from_str(text).map_err(|e| Failure::usage(format!("the configuration cannot be read: {e}")))
+    }
+
+    /// The store: that of a flag or the environment, of the server's file, or of the command's own configuration.
+    /// Beside a server's file no default of the commands counts: `fallback` is the server's.
+    fn store(self, file: &Path, settings: &Settings, fallback: &str) -> Result<String, Failure> {
+        match &settings.store {
+            Some(store) if store.is_said() => settings.server_store(),
+            of_commands => match (self.store, of_commands) {
+                (Some(store), _) => Settings::served(&beside(file, &store)),
+                (None, Some(Setting { source: Source::File, .. })) => settings.server_store(),
+                (None, _) => Ok(fallback.into()),
+            },
+        }
+    }
+}
+
+/// Takes relative paths from the directory of the file that they stand in.
+fn files(file: &Path, encryption: Option<&mut EncryptionConfig>, tls: Option<&mut TlsConfig>) -> Result<(), Failure> {
+    let keys = encryption.into_iter().flat_map(|e| e.keys.iter_mut()).map(|key| &mut key.file);
+    let certificate = tls.into_iter().flat_map(|tls| [&mut tls.cert, &mut tls.key]);
+    for path in keys.chain(certificate) {
+        *path = path_beside(file, path)?;
+    }
+    Ok(())
+}
+
 fn proxy_config(args: &Proxy, settings: &Settings) -> Result<ProxyConfig, Failure> {
     let mut config = match &args.server_config {
-        Some(path) => ProxyConfig::from_toml(&read(path)?)?,
+        Some(path) => {
+            let text = read(path)?;
+            let mut config = ProxyConfig::from_toml(&text)?;
+            config.store = Named::in_file(&text)?.store(path, settings, &config.store)?;
+            files(path, config.encryption.as_mut(), config.tls.as_mut())?;
+            config
+        }
         None => {
             let mut config = ProxyConfig::default();
             config.store = settings.server_store()?;
-            config.encryption.clone_from(&settings.encryption.value);
             config
         }
     };
+    if config.encryption.is_none() {
+        config.encryption.clone_from(&settings.encryption.value);
+    }
+    // That of the commands by default is not a proxy's.
+    if settings.namespace.is_said() {
+        config.namespace.clone_from(&settings.namespace.value);
+    }
     if let Some(upstream) = &args.upstream {
         config.upstream.clone_from(upstream);
     }
@@ -74,15 +127,27 @@ fn proxy_config(args: &Proxy, settings: &Settings) -> Result<ProxyConfig, Failur
 
 fn serve_config(args: &Serve, settings: &Settings) -> Result<ServeConfig, Failure> {
     let mut config = match &args.server_config {
-        Some(path) => ServeConfig::from_toml(&read(path)?)?,
+        Some(path) => {
+            let text = read(path)?;
+            let mut config = ServeConfig::from_toml(&text)?;
+            let named = Named::in_file(&text)?;
+            if settings.namespace.is_said() || named.namespace.is_none() {
+                config.namespace.clone_from(&settings.namespace.value);
+            }
+            config.store = named.store(path, settings, &config.store)?;
+            files(path, config.encryption.as_mut(), config.tls.as_mut())?;
+            config
+        }
         None => {
             let mut config = ServeConfig::default();
             config.store = settings.server_store()?;
             config.namespace.clone_from(&settings.namespace.value);
-            config.encryption.clone_from(&settings.encryption.value);
             config
         }
     };
+    if config.encryption.is_none() {
+        config.encryption.clone_from(&settings.encryption.value);
+    }
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
@@ -95,7 +160,7 @@ fn config_scheme(args: &Serve, settings: &Settings) -> Result<&'static str, Fail
 }
 
 fn read(path: &PathBuf) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|e| unreadable(path, &e))
+    read_at_most(path, MAX_MIB).map_err(|e| unreadable(path, &e))
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {

@@ -1,6 +1,7 @@
 //! The configuration file: its fields, and errors that name file, line and field.
 
-use std::path::PathBuf;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use hapax::store::OnFull;
 use hapax::{Identity, KeepParams};
@@ -19,8 +20,19 @@ pub struct Place {
     pub source: Source,
 }
 
-/// The largest configuration file that is read.
-const MAX_BYTES: u64 = 1 << 20;
+/// The largest configuration file that is read, in MiB.
+const MAX_MIB: u64 = 1;
+
+/// Reads a text of at most so many MiB, whatever the size that its file claims to have.
+pub fn read_at_most(path: &Path, mib: u64) -> io::Result<String> {
+    let limit = mib << 20;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > limit) {
+        return Err(io::Error::other(format!("it is larger than {mib} MiB")));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+}
 
 impl Place {
     /// Reads the file. Absent is empty, unless someone asked for this very file.
@@ -33,10 +45,9 @@ impl Place {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && self.source == Source::Default => {
                 return Ok(File::default());
             }
-            Ok(meta) if meta.len() > MAX_BYTES => return Err(bad(&"it is larger than 1 MiB")),
             _ => {}
         }
-        self.parse(&std::fs::read_to_string(&self.path).map_err(|e| bad(&e))?)
+        self.parse(&read_at_most(&self.path, MAX_MIB).map_err(|e| bad(&e))?)
     }
 
     /// Reads the file's text.

@@ -32,7 +32,7 @@ fn parts(address: &str) -> Option<(&str, &str)> {
 
 /// The address with a relative path taken from the directory of `file`: a
 /// configuration file means the same wherever it is used from.
-pub(super) fn beside(file: &Path, address: &str) -> String {
+pub fn beside(file: &Path, address: &str) -> String {
     let Some((path, options)) = parts(address) else { return address.into() };
     if path.is_empty() || path.starts_with('~') || Path::new(path).is_absolute() {
         return address.into();
@@ -41,6 +41,19 @@ pub(super) fn beside(file: &Path, address: &str) -> String {
         Some(path) => format!("sqlite:{}{options}", path.display()),
         None => address.into(),
     }
+}
+
+/// A path of a configuration file: `~/` is the home directory, a relative one is taken from the file's directory.
+pub fn path_beside(file: &Path, path: &Path) -> Result<PathBuf, Failure> {
+    if let Ok(below) = path.strip_prefix("~") {
+        return match std::env::var_os("HOME").filter(|home| !home.is_empty()) {
+            Some(home) => Ok(Path::new(&home).join(below)),
+            None => {
+                Err(Failure::usage(format!("{} needs HOME, which is not set: give the whole path", path.display())))
+            }
+        };
+    }
+    Ok(file.parent().map_or_else(|| path.into(), |dir| dir.join(path)))
 }
 
 /// Whether the address is a server's.
