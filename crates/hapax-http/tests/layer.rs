@@ -104,6 +104,23 @@ async fn a_retry_gets_the_answer_first_sent() {
 }
 
 #[tokio::test]
+async fn amounts_that_a_double_would_round_are_different_content() {
+    let (server, _, _) = start(Idempotency::default()).await;
+    for (first, again, status) in [
+        ("12345678901234567.5", "12345678901234567.6", 422),
+        ("9007199254740993.0", "9007199254740992", 422),
+        ("12345678901234567.5", "12345678901234567.5", 201),
+        ("19.99", "19.990", 201),
+        ("0.1", "1e-1", 201),
+    ] {
+        let http = keyed(&server.client(), &format!("{first}-{again}"));
+        http.send(Method::POST, "/", format!("[{first}]")).await.is(201);
+        http.send(Method::POST, "/", format!("[{again}]")).await.is(status);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn an_offered_upgrade_takes_no_key_away() {
     let (server, runs, _) = start(Idempotency::default().require_key()).await;
     let http = server.client().with("connection", "Upgrade, HTTP2-Settings").with("upgrade", "h2c");

@@ -290,40 +290,127 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 }
 
-/// Refuses integer literals that the reader rounded: beyond 64 bits it makes
-/// doubles of them without a word. `text` is valid JSON.
+/// Refuses integers that the reader rounded, in whatever way they are written: it makes doubles of them without a word.
 fn check_integers(text: &str) -> Result<(), ParamsError> {
-    let mut bytes = text.bytes().enumerate().peekable();
-    let mut in_string = false;
-    while let Some((start, b)) = bytes.next() {
-        match b {
-            b'\\' if in_string => {
-                bytes.next();
-            }
-            b'"' => in_string = !in_string,
-            b'-' | b'0'..=b'9' if !in_string => {
-                let mut end = start + 1;
-                while let Some((at, _)) =
-                    bytes.next_if(|(_, b)| matches!(b, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'))
-                {
-                    end = at + 1;
-                }
-                let literal = text.get(start..end).unwrap_or("");
-                let digits = literal.trim_start_matches('-');
-                // Fifteen digits always fit into a double.
-                if digits.len() > 15 && digits.bytes().all(|b| b.is_ascii_digit()) && !is_exact(digits) {
-                    return Err(ParamsError::InexactInteger { literal: literal.into() });
-                }
-            }
-            _ => {}
-        }
+    match literals(text).find(|literal| !is_kept(literal)) {
+        Some(literal) => Err(ParamsError::InexactInteger { literal: literal.into() }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-/// Whether a double holds this integer exactly: `{:.0}` prints a double's exact value.
-fn is_exact(digits: &str) -> bool {
-    digits.parse::<f64>().is_ok_and(|double| double.is_finite() && format!("{double:.0}") == digits)
+/// The numbers of a text that is valid JSON, as they are written.
+fn literals(text: &str) -> impl Iterator<Item = &str> {
+    let mut bytes = text.bytes().enumerate().peekable();
+    let mut in_string = false;
+    std::iter::from_fn(move || {
+        while let Some((start, b)) = bytes.next() {
+            match b {
+                b'\\' if in_string => {
+                    bytes.next();
+                }
+                b'"' => in_string = !in_string,
+                b'-' | b'0'..=b'9' if !in_string => {
+                    let mut end = start + 1;
+                    while let Some((at, _)) =
+                        bytes.next_if(|(_, b)| matches!(b, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'))
+                    {
+                        end = at + 1;
+                    }
+                    return text.get(start..end);
+                }
+                _ => {}
+            }
+        }
+        None
+    })
+}
+
+/// Whether a literal is no integer, or one that a double holds exactly. One with an exponent may also be what RFC 8785
+/// itself writes with one: `1e30`.
+fn is_kept(literal: &str) -> bool {
+    if is_short(literal) {
+        return true;
+    }
+    let decimal = Decimal::of(literal);
+    let as_written = || {
+        literal.contains(['e', 'E']) && written(literal).is_some_and(|w| w.contains('e') && Decimal::of(&w) == decimal)
+    };
+    !decimal.is_integer() || decimal.is_exact() || as_written()
+}
+
+/// Fifteen digits always fit into a double, and are the digits it is written by.
+fn is_short(literal: &str) -> bool {
+    literal.len() <= 15 && !literal.contains(['e', 'E'])
+}
+
+/// The number that a double makes of a literal, as RFC 8785 writes it.
+fn written(literal: &str) -> Option<String> {
+    let double = literal.parse::<f64>().ok().filter(|double| double.is_finite())?;
+    Some(ryu_js::Buffer::new().format_finite(double).to_string())
+}
+
+/// What a literal says but for its sign: digits without zeros at either end, times a power of ten.
+#[derive(PartialEq, Eq)]
+struct Decimal {
+    digits: String,
+    exponent: i64,
+}
+
+impl Decimal {
+    fn of(literal: &str) -> Self {
+        let literal = literal.trim_start_matches('-');
+        let (mantissa, exponent) = literal.split_once(['e', 'E']).unwrap_or((literal, "0"));
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let all = format!("{whole}{fraction}");
+        let some = all.trim_end_matches('0');
+        let digits = some.trim_start_matches('0').to_string();
+        if digits.is_empty() {
+            return Self { digits, exponent: 0 };
+        }
+        let far = if exponent.starts_with('-') { i64::MIN } else { i64::MAX };
+        let exponent = exponent.parse().unwrap_or(far);
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let exponent = exponent.saturating_add(count(all.len() - some.len())).saturating_sub(count(fraction.len()));
+        Self { digits, exponent }
+    }
+
+    fn is_integer(&self) -> bool {
+        self.exponent >= 0
+    }
+
+    /// Whether a double holds this integer exactly: `{:.0}` prints a double's exact value.
+    fn is_exact(&self) -> bool {
+        // No double has more than 309 places.
+        let Some(zeros) = usize::try_from(self.exponent).ok().filter(|zeros| *zeros <= 309) else { return false };
+        let integer = format!("{}{}", self.digits, "0".repeat(zeros));
+        if integer.len() <= 15 {
+            return true;
+        }
+        integer.parse::<f64>().is_ok_and(|double| double.is_finite() && format!("{double:.0}") == integer)
+    }
+}
+
+/// Whether each number of a JSON text is kept as it is by its canonical form: an integer that a double holds exactly, or
+/// a decimal of the digits that name its double. Of two texts of which this is true and whose forms are the
+/// same, all numbers are the same.
+///
+/// ```
+/// assert!(hapax::numbers_are_exact("[19.99, 0.1, 1e3]"));
+/// assert!(!hapax::numbers_are_exact("12345678901234567.5"));
+/// ```
+#[must_use]
+pub fn numbers_are_exact(text: &str) -> bool {
+    literals(text).all(|literal| {
+        if is_short(literal) {
+            return true;
+        }
+        let decimal = Decimal::of(literal);
+        if decimal.is_integer() {
+            decimal.is_exact()
+        } else {
+            written(literal).is_some_and(|w| Decimal::of(&w) == decimal)
+        }
+    })
 }
 
 /// Whether two params are the same to hapax: `1`, `1.0` and `1e0` are, whatever
@@ -592,6 +679,10 @@ mod tests {
             "18446744073709551615",
             "123456789012345678901234567890",
             "[{\"a\":9007199254740993}]",
+            "9007199254740993.0",
+            "9007199254740993e0",
+            "900719925474099.3E1",
+            "12345678901234567890.00",
         ] {
             let seen = parse_params(text).and_then(|v| canonical_json(&v));
             assert!(matches!(seen, Err(ParamsError::InexactInteger { .. })), "{text}: {seen:?}");
@@ -600,6 +691,11 @@ mod tests {
             ("9007199254740992", "9007199254740992"),
             ("1152921504606846976", "1152921504606847000"),
             ("1e21", "1e+21"),
+            ("1E30", "1e+30"),
+            ("9007199254740992.0", "9007199254740992"),
+            ("0e99999999999999999999", "0"),
+            ("19.990", "19.99"),
+            ("12345678901234567.5", "12345678901234568"),
             ("\"9007199254740993\"", "\"9007199254740993\""),
         ] {
             assert_eq!(parse_params(text).and_then(|v| canonical_json(&v)).as_deref(), Ok(canonical));
@@ -607,6 +703,17 @@ mod tests {
         assert!(canonical_json(&json!(u64::MAX)).is_err());
         assert!(canonical_json(&json!(i64::MIN)).is_ok());
         assert!(canonical_json(&json!(i64::MAX)).is_err());
+    }
+
+    #[test]
+    fn a_number_is_exact_when_its_form_says_the_same() {
+        for text in ["0.1", "[19.990,-1e-7]", "0.30000000000000004", "9007199254740992.0", "\"0.10000000000000000001\""]
+        {
+            assert!(numbers_are_exact(text), "{text}");
+        }
+        for text in ["12345678901234567.5", "9007199254740993.0", "0.10000000000000000001", "1e-400", "1e30"] {
+            assert!(!numbers_are_exact(text), "{text}");
+        }
     }
 
     #[test]

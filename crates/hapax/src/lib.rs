@@ -30,7 +30,8 @@ mod time;
 
 pub use action::Action;
 pub use canonical::{
-    Fingerprint, Identity, MAX_PARAMS_BYTES, ParamsError, canonical_json, params_are_equivalent, parse_params,
+    Fingerprint, Identity, MAX_PARAMS_BYTES, ParamsError, canonical_json, numbers_are_exact, params_are_equivalent,
+    parse_params,
 };
 pub use claim::{Claim, Claimed, Context};
 pub use config::{Builder, Config, PolicyRule};

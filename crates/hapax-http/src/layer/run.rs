@@ -12,7 +12,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use hapax::{
-    Action, ActionError, Context, Error, Fingerprint, InFlight, Outcome, PolicyPatch, canonical_json, parse_params,
+    Action, ActionError, Context, Error, Fingerprint, InFlight, Outcome, PolicyPatch, canonical_json,
+    numbers_are_exact, parse_params,
 };
 use http::{HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body::Body as _;
@@ -193,8 +194,9 @@ fn body_print(identity: BodyIdentity, headers: &http::HeaderMap, body: &Bytes) -
     let json = || {
         let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
         let text = std::str::from_utf8(body).ok().filter(|_| is_json(content_type))?;
-        // What RFC 8785 cannot write exactly is compared byte by byte.
-        canonical_json(&parse_params(text).ok()?).ok()
+        // Where RFC 8785 would round a number, bodies are compared byte by byte.
+        let params = parse_params(text).ok()?;
+        if numbers_are_exact(text) { canonical_json(&params).ok() } else { None }
     };
     let print = |bytes: &[u8]| Fingerprint::from_bytes(Sha256::digest(bytes).into());
     match (identity == BodyIdentity::Json).then(json).flatten() {
