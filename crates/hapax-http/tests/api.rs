@@ -395,7 +395,7 @@ async fn what_a_token_opened_ends_when_a_reload_takes_it_away() {
             line("hapax_http_requests_total{method=\"GET\",route=\"/v1/events\",status=\"200\"}", 2)
                 && line("hapax_http_requests_running ", 3)
         };
-        while !heard(&String::from_utf8(watcher.get("/metrics").await.body.to_vec()).unwrap()) {
+        while !heard(std::str::from_utf8(&watcher.get("/metrics").await.body).unwrap()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
