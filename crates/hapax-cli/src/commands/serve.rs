@@ -3,7 +3,7 @@
 //! SIGTERM and SIGINT stop it: it accepts no more, finishes what is under way
 //! up to the limit, and ends with 0; a second one ends it at once. SIGHUP reads the configuration again.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hapax_http::telemetry::{self, LogFormat};
 use hapax_http::{ApiServer, EncryptionConfig, ProxyConfig, ProxyServer, ServeConfig, ServeError, TlsConfig};
@@ -159,7 +159,7 @@ fn config_scheme(args: &Serve, settings: &Settings) -> Result<&'static str, Fail
     Ok(if serve_config(args, settings)?.tls.is_some() { "https" } else { "http" })
 }
 
-fn read(path: &PathBuf) -> Result<String, Failure> {
+fn read(path: &Path) -> Result<String, Failure> {
     read_at_most(path, MAX_MIB).map_err(|e| unreadable(path, &e))
 }
 
