@@ -11,7 +11,8 @@ use super::key::{IDEMPOTENCY_KEY, KeySource, Scope};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum BodyIdentity {
     /// JSON by its value (RFC 8785): white space and the order of members do
-    /// not count. Anything else byte by byte.
+    /// not count. Anything else byte by byte, and so JSON with a number that
+    /// reading it as a double would change.
     #[default]
     Json,
     /// Byte by byte.
