@@ -13,6 +13,7 @@ mod assets;
 mod client;
 mod config;
 mod docs;
+mod eager;
 mod events;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

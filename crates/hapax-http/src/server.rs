@@ -28,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
 use crate::config::Limits;
+use crate::eager::Eager;
 use crate::metrics::Metrics;
 use crate::proxy::Peer;
 use crate::stall::Stall;
@@ -125,7 +126,7 @@ impl Connection {
         let service = TowerToHyperService::new(WithPeer { router, peer, streams: streams.clone() });
         let builder = builder(&limits);
         let io = TokioIo::new(Stall::new(stream, idle, silence));
-        let mut served = pin!(builder.serve_connection(io, service));
+        let mut served = pin!(Eager::new(builder.serve_connection(io, service)));
         let mut look = pin!(tokio::time::sleep(idle.min(silence)));
         let (mut is_ending, mut is_looked_at, mut is_idle) = (false, true, false);
         loop {
@@ -147,7 +148,7 @@ impl Connection {
                     Standing::Idle if is_idle => return,
                     Standing::Idle => {
                         is_idle = true;
-                        served.as_mut().graceful_shutdown();
+                        served.as_mut().within().graceful_shutdown();
                         look.as_mut().reset(Instant::now() + silence);
                     }
                     Standing::Stalled => {
@@ -158,7 +159,7 @@ impl Connection {
                 },
                 () = shuts_down(&mut closing), if !is_ending => {
                     is_ending = true;
-                    served.as_mut().graceful_shutdown();
+                    served.as_mut().within().graceful_shutdown();
                 }
             }
         }
