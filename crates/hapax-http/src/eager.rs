@@ -132,7 +132,9 @@ mod tests {
         })));
         assert!(future.as_mut().poll(&mut cx).is_pending());
         drop(future);
-        outside.take().map(Waker::wake);
+        if let Some(waker) = outside.take() {
+            waker.wake();
+        }
         assert_eq!(woken(), 1, "a wake from elsewhere");
 
         let mut polls = 0;
