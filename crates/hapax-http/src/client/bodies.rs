@@ -2,6 +2,7 @@
 //!
 //! Params and results travel as the texts they are: never through a tree, which would round numbers.
 
+use std::borrow::BorrowMut;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -140,8 +141,8 @@ pub(super) struct EndedThere {
 }
 
 /// A record without what the server has noted on it for itself.
-pub(super) fn as_sent(mut record: Record) -> Record {
-    record.tags.remove(hapax::LEASE_TAG);
+pub(super) fn as_sent<R: BorrowMut<Record>>(mut record: R) -> R {
+    record.borrow_mut().tags.remove(hapax::LEASE_TAG);
     record
 }
 

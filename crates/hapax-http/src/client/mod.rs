@@ -132,7 +132,7 @@ impl HttpStore {
         let path = format!("/v1/records/{}", encode_key(key));
         let answer = self.ask(namespace, Method::GET, path, None, Duration::ZERO).await?;
         match answer.status {
-            StatusCode::OK => self.wire.read(&answer).map(|record| Some(Box::new(bodies::as_sent(record)))),
+            StatusCode::OK => self.wire.read(&answer).map(|record: Box<_>| Some(bodies::as_sent(record))),
             StatusCode::NOT_FOUND => Ok(None),
             _ => Err(self.wire.refused(&answer)),
         }

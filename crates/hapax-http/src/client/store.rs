@@ -159,7 +159,7 @@ impl Store for HttpStore {
             match answer.status {
                 StatusCode::OK => {
                     let settled: SettledThere = self.wire.read(&answer)?;
-                    Ok(Settled::Done(settled.record.map(|record| Box::new(as_sent(*record)))))
+                    Ok(Settled::Done(settled.record.map(as_sent)))
                 }
                 // What was to be free is free.
                 StatusCode::NOT_FOUND if answer.unsure && verdict == "not_happened" => Ok(Settled::Done(None)),
@@ -180,10 +180,10 @@ impl Store for HttpStore {
             match answer.status {
                 StatusCode::CREATED => {
                     // What went for it, the server counts.
-                    Ok(Marked::recorded(Box::new(as_sent(self.wire.read(&answer)?))))
+                    Ok(Marked::recorded(as_sent(self.wire.read(&answer)?)))
                 }
                 StatusCode::OK | StatusCode::CONFLICT if answer.unsure => Err(self.wire.not_its_own()),
-                StatusCode::OK => Ok(Marked::Exists(Box::new(as_sent(self.wire.read(&answer)?)))),
+                StatusCode::OK => Ok(Marked::Exists(as_sent(self.wire.read(&answer)?))),
                 StatusCode::CONFLICT => match self.record(&mark.namespace, &mark.key).await? {
                     Some(record) => Ok(Marked::Exists(record)),
                     None => Err(StoreError::Busy { store: self.wire.location.clone(), waited: Duration::ZERO }),
