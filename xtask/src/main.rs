@@ -32,7 +32,7 @@ The project's own commands:
                               --merge what that found into their corpora (installs cargo-fuzz)
   cargo xtask fuzz-http       ask a server for all that its OpenAPI document says, and more, at length;
                               the tests do it in short, unless HAPAX_SKIP_SCHEMATHESIS is set
-  cargo xtask proof           all of model, storm (every store), fuzz and fuzz-http at length, in some hours:
+  cargo xtask proof           all of model, storm (every store), fuzz and fuzz-http at length, in two hours or so:
                               --minutes N for each storm (30)
 
 `cargo xtask bench --help` (or storm, model) lists what these take.";
