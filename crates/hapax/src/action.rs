@@ -7,7 +7,13 @@ use std::sync::OnceLock;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{Error, Fingerprint, Identity, Json, Key, ParamsError, PolicyPatch};
+use crate::{Error, Fingerprint, Identity, Json, Key, MAX_PARAMS_BYTES, ParamsError, PolicyPatch};
+
+/// The most tags of an action, those of hapax's own (`hapax.…`) not counted.
+pub const MAX_TAGS: usize = 32;
+
+/// The most bytes of a tag's name, and as many of its text.
+pub const MAX_TAG_BYTES: usize = 256;
 
 /// What is asked for: a type, a target, params, what triggered it, and the
 /// choices that differ from the manager's.
@@ -68,7 +74,8 @@ impl Action {
         self
     }
 
-    /// Its params; `null` when never set.
+    /// Its params; `null` when never set. A record keeps at most
+    /// [`MAX_PARAMS_BYTES`] of them, or none where the policy keeps the fingerprint alone.
     #[must_use]
     pub fn params(mut self, params: Value) -> Self {
         self.params = params;
@@ -94,7 +101,7 @@ impl Action {
         self
     }
 
-    /// Notes something on the record.
+    /// Notes something on the record. At most [`MAX_TAGS`], of [`MAX_TAG_BYTES`] each.
     #[must_use]
     pub fn tag(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.tags.insert(name.into(), value.into());
@@ -161,6 +168,37 @@ impl Action {
         }
         // A tree always has a text; were it not so, the record would merely lack it.
         Json::of(&self.params).ok()
+    }
+
+    /// Whether a record can hold it, with what it keeps of the params.
+    ///
+    /// # Errors
+    /// [`Error::Params`] and [`Error::Config`] for what is too much of it.
+    pub(crate) fn fits_a_record(&self, params: Option<&Json>) -> Result<(), Error> {
+        if let Some(bytes) = params.map(|p| p.as_str().len()).filter(|bytes| *bytes > MAX_PARAMS_BYTES) {
+            return Err(ParamsError::TooLarge { bytes, limit: MAX_PARAMS_BYTES }.into());
+        }
+        let bad = |message| Err(Error::Config { message });
+        let named = [("type", &*self.action_type), ("target", &*self.target)];
+        let named = named.into_iter().chain(self.signal_id.as_deref().map(|s| ("signal", s)));
+        for (what, text) in named {
+            // A generated key is within its own limit already.
+            if text.len() > Key::MAX_BYTES {
+                let (bytes, limit) = (text.len(), Key::MAX_BYTES);
+                return bad(format!("the action's {what} is {bytes} bytes and the limit is {limit}: shorten it"));
+            }
+        }
+        let tags = self.tags.keys().filter(|name| !name.starts_with("hapax.")).count();
+        if tags > MAX_TAGS {
+            return bad(format!("the action has {tags} tags and the limit is {MAX_TAGS}"));
+        }
+        if let Some((name, _)) =
+            self.tags.iter().find(|(name, text)| name.len() > MAX_TAG_BYTES || text.len() > MAX_TAG_BYTES)
+        {
+            let name: String = name.chars().take(40).collect();
+            return bad(format!("the tag {name:?} is longer than {MAX_TAG_BYTES} bytes: shorten it"));
+        }
+        Ok(())
     }
 }
 

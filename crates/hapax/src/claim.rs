@@ -294,6 +294,7 @@ impl Claim {
     pub(crate) async fn end(&mut self, end: End) -> Recorded {
         let (key, attempt) = (self.context.key.clone(), self.context.attempt);
         let epoch = self.inner.store.epoch();
+        let end = end.shortened();
         self.stage = Stage::Ending(end.clone());
         let answer = self.inner.store.end(self.inner.namespace.clone(), key, attempt, end).await;
         self.received(answer, epoch)

@@ -8,6 +8,23 @@ use std::time::Duration;
 use crate::store::StoreError;
 use crate::{AttemptId, ErrorClass, Fingerprint, Key, KeyError, Owner, ParamsError, Record, State, Timestamp};
 
+/// The most bytes that a record keeps of an error's text, or of a doubt's reason: 64 KiB. Of longer ones it keeps
+/// the beginning; the call that ran the action gets the error itself.
+pub const MAX_ERROR_BYTES: usize = 64 << 10;
+
+/// Cuts a text down to what a record keeps of it.
+pub(crate) fn shorten(text: &mut String) {
+    const CUT: &str = "… (cut off)";
+    if text.len() > MAX_ERROR_BYTES {
+        let mut end = MAX_ERROR_BYTES - CUT.len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(CUT);
+    }
+}
+
 /// What an action's closure returns when it fails.
 ///
 /// Any `std::error::Error` becomes one by `?` and then counts as the policy's

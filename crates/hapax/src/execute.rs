@@ -389,8 +389,9 @@ async fn lead(
     let mut waited = false;
     loop {
         let epoch = inner.store.epoch();
-        inner.arrive(config.max_in_flight)?;
         let begin = begin_of(inner, &config, action, identified, policy, holder, take_over.map(|(attempt, _)| attempt));
+        action.fits_a_record(begin.params.as_ref())?;
+        inner.arrive(config.max_in_flight)?;
         let attempt = begin.attempt;
         let before = take_over.map_or(Before::Nothing, |(_, before)| before);
         // An attempt whose id the holder knows is the holder's to end, even if this call is dropped:

@@ -28,14 +28,14 @@ mod stats;
 pub mod store;
 mod time;
 
-pub use action::Action;
+pub use action::{Action, MAX_TAG_BYTES, MAX_TAGS};
 pub use canonical::{
     Fingerprint, Identity, MAX_PARAMS_BYTES, ParamsError, canonical_json, numbers_are_exact, params_are_equivalent,
     parse_params,
 };
 pub use claim::{Claim, Claimed, Context};
 pub use config::{Builder, Config, PolicyRule};
-pub use error::{ActionError, Error, Unrecorded};
+pub use error::{ActionError, Error, MAX_ERROR_BYTES, Unrecorded};
 pub use execute::{Outcome, Source};
 #[cfg(feature = "postgres")]
 pub use execute_in_tx::TxFuture;

@@ -249,6 +249,7 @@ impl Hapax {
             return Err(Error::Config { message: "what is marked by hand needs its key".into() });
         };
         let (config, action) = (self.config(), &call.action);
+        action.fits_a_record(action.as_kept.as_ref())?;
         let attempt = call.attempt.unwrap_or_default();
         let mark = Mark {
             namespace: self.inner.namespace.clone(),
@@ -324,7 +325,10 @@ impl Hapax {
     /// [`Error::LostClaim`] when it was taken over, settled or ended otherwise, with another result too;
     /// [`Error::NotRecorded`] when the result is larger than the limit: the key
     /// is in doubt then; [`Error::Store`], and the key is in doubt when the lease lapses.
-    pub async fn end_remote(&self, key: &Key, attempt: AttemptId, end: RemoteEnd) -> Result<RemoteEnded, Error> {
+    pub async fn end_remote(&self, key: &Key, attempt: AttemptId, mut end: RemoteEnd) -> Result<RemoteEnded, Error> {
+        if let RemoteEnd::Fail { error: text, .. } | RemoteEnd::Doubt { reason: text } = &mut end {
+            crate::error::shorten(text);
+        }
         let inner = &self.inner;
         if let RemoteEnd::Complete { result, .. } = &end
             && result.as_str().len() > inner.config.read().max_result_bytes

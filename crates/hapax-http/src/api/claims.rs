@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use axum::extract::{FromRequestParts, Path, State};
 use axum::response::Response;
 use hapax::{
-    AttemptId, Error, InFlight, Key, LEASE_TAG, RemoteCall, RemoteClaimed, RemoteEnd, Replay, State as KeyState,
-    TTL_TAG, Ttl,
+    AttemptId, Error, InFlight, Key, LEASE_TAG, MAX_ERROR_BYTES, MAX_TAG_BYTES, MAX_TAGS, RemoteCall, RemoteClaimed,
+    RemoteEnd, Replay, State as KeyState, TTL_TAG, Ttl,
 };
 use http::request::Parts;
 use http::{HeaderValue, StatusCode, header};
@@ -29,12 +29,6 @@ use crate::schema::{
     HeartbeatRequest, Outcome, PendingAnswer, ReleaseRequest, ReplayedAnswer,
 };
 use crate::units::{Keep, Span};
-
-/// The most notes on a record, and the most bytes of one.
-const MAX_TAGS: usize = 32;
-const MAX_TAG_BYTES: usize = 256;
-/// The largest error text.
-const MAX_ERROR_BYTES: usize = 64 << 10;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()

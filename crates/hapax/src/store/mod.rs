@@ -267,6 +267,17 @@ pub enum End {
     },
 }
 
+impl End {
+    /// The same, with no more of an error or a reason than a record keeps.
+    #[must_use]
+    pub(crate) fn shortened(mut self) -> Self {
+        if let Self::Fail { error: text, .. } | Self::Doubt { reason: text } = &mut self {
+            crate::error::shorten(text);
+        }
+        self
+    }
+}
+
 /// The answer to an attempt's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {

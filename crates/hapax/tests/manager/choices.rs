@@ -4,7 +4,11 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use hapax::store::{Filter, Marked};
-use hapax::{Action, Claimed, Error, Hapax, InFlight, ManualClock, PolicyPatch, State, Ttl};
+use hapax::{
+    Action, ActionError, Claimed, Error, Hapax, InFlight, KeepParams, MAX_ERROR_BYTES, MAX_PARAMS_BYTES, MAX_TAG_BYTES,
+    MAX_TAGS, ManualClock, PolicyPatch, RemoteEnd, State, Ttl,
+};
+use serde_json::json;
 
 use super::{Place, action, run};
 
@@ -36,6 +40,59 @@ pub(super) async fn attempts_in_flight_are_limited_and_those_who_wait_are_not(pl
     assert_eq!(hapax.info().await.unwrap().in_flight, 1);
     claims.remove(0).release().await.unwrap();
     assert_eq!(hapax.info().await.unwrap().in_flight, 0);
+}
+
+pub(super) async fn what_a_record_cannot_hold_is_refused_before_anything_runs(place: Place) {
+    let hapax = place.hapax().await;
+    let runs = AtomicUsize::new(0);
+    let long = "ü".repeat(MAX_TAG_BYTES / 2 + 1);
+    let given = || action().key(hapax::Key::given("given").unwrap());
+    let tagged = |count: usize| (0..count).fold(given(), |action, n| action.tag(format!("tag {n}"), "x"));
+    let bulk = json!("x".repeat(MAX_PARAMS_BYTES));
+    let refused = [
+        (given().params(bulk.clone()), "1048578 bytes and the limit is 1048576"),
+        (tagged(MAX_TAGS + 1), "33 tags and the limit is 32"),
+        (given().tag("name", long.clone()), "\"name\" is longer than 256 bytes"),
+        (given().tag(long.clone(), ""), "is longer than 256 bytes"),
+        (given().signal("s".repeat(513)), "signal is 513 bytes and the limit is 512"),
+        (Action::new("t".repeat(513), "x").key(hapax::Key::given("given").unwrap()), "type is 513 bytes"),
+    ];
+    for (action, why) in refused {
+        let error = run(&hapax, &action, &runs, "never").await.unwrap_err();
+        assert!(matches!(error, Error::Params(_) | Error::Config { .. }), "{error:?}");
+        assert!(error.to_string().contains(why) && error.to_string().len() < 200, "{error}");
+    }
+    let info = hapax.info().await.unwrap();
+    assert_eq!((info.size, info.in_flight), (0, 0));
+    // What is kept of the params is what counts.
+    let patch = PolicyPatch::new().keep_params(KeepParams::Fingerprint);
+    let kept = tagged(MAX_TAGS).params(bulk).policy(patch).tag("hapax.more", "x");
+    assert_eq!(run(&hapax, &kept, &runs, "v").await.unwrap(), "v");
+}
+
+pub(super) async fn of_a_long_error_the_record_keeps_the_beginning(place: Place) {
+    let hapax = place.hapax().await;
+    let long = format!("x{}", "ü".repeat(MAX_ERROR_BYTES));
+    let ends = |text: &str| text.len() <= MAX_ERROR_BYTES && text.starts_with("xü") && text.ends_with("ü… (cut off)");
+    for n in 0..2 {
+        let (action, message) = (nth(n), long.clone());
+        let failed = hapax.execute(&action, |_| async move {
+            let class = if n == 0 { ActionError::permanent } else { ActionError::unknown };
+            Err::<(), _>(class(message))
+        });
+        let Err(Error::Action { error, .. }) = failed.await else { panic!("it ran") };
+        assert_eq!(error.to_string(), long, "who ran it is told all");
+        let record = hapax.record(&action.generate_key().unwrap()).await.unwrap().unwrap();
+        assert!(record.error.as_deref().is_some_and(ends), "{record:?}");
+    }
+    let Claimed::Started(claim) = hapax.claim(&nth(2)).await.unwrap() else { panic!("nobody had it") };
+    let (key, attempt) = (claim.key().clone(), claim.attempt());
+    claim.fail(long.clone()).await.unwrap();
+    // The same end again is the same.
+    let again = RemoteEnd::Fail { error: long, ttl: None, duration: None };
+    assert_eq!(hapax.end_remote(&key, attempt, again).await.unwrap().state, Some(State::Failed));
+    let record = hapax.record(&key).await.unwrap().unwrap();
+    assert!(record.error.as_deref().is_some_and(ends), "{record:?}");
 }
 
 pub(super) async fn settings_change_for_the_calls_to_come(place: Place) {

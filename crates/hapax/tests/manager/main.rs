@@ -111,6 +111,8 @@ on_every_store! {
     at_its_limit_the_store_evicts_the_oldest_or_refuses_as_chosen
     shutdown_waits_for_running_attempts_and_begins_nothing_more
     attempts_in_flight_are_limited_and_those_who_wait_are_not
+    of_a_long_error_the_record_keeps_the_beginning
+    what_a_record_cannot_hold_is_refused_before_anything_runs
     settings_change_for_the_calls_to_come
     a_call_with_a_choice_out_of_range_runs_nothing
     expired_records_are_removed_by_the_clock_until_that_is_stopped

@@ -312,7 +312,10 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
                     }
                     Value::BulkString(bytes) if bytes == b"?" => Err(passed_by(&topology.location)),
                     Value::BulkString(bytes) => Ok(bytes),
-                    other => Err(odd(format!("the server gave an answer that hapax does not know ({other:.40?})"))),
+                    other => {
+                        let said: String = format!("{other:?}").chars().take(40).collect();
+                        Err(odd(format!("the server gave an answer that hapax does not know ({said})")))
+                    }
                 };
                 let _ = item.answer.send(answer);
             }
