@@ -317,8 +317,10 @@ fn launch(bin: &Path, dir: &Path, port: u16, disk: Disk, tls: Tls) -> Result<Ser
     command.arg("-D").arg(dir.join("data")).args(["-p", &port.to_string()]);
     let sockets = format!("unix_socket_directories={}", dir.display());
     let mut settings = vec!["listen_addresses=127.0.0.1", &sockets, "max_connections=300", "shared_buffers=64MB"];
-    if disk == Disk::Fast {
-        settings.extend(["fsync=off", "full_page_writes=off"]);
+    match disk {
+        Disk::Fast => settings.extend(["fsync=off", "full_page_writes=off"]),
+        // So that one that is killed has little to read when it comes back.
+        Disk::Synced => settings.push("checkpoint_timeout=30s"),
     }
     let (key, certificate) = (
         format!("ssl_key_file={}", dir.join("server.key").display()),

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a server may take until it answers.
-const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a server may take until it answers: one that was killed reads first what it had written.
+const START_LIMIT: Duration = Duration::from_secs(180);
 /// How long a server may take to end when asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 

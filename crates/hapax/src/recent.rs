@@ -204,7 +204,8 @@ pub(crate) struct Recent {
 /// Presentations of entries that have gone meanwhile, and of such as were never kept.
 #[derive(Default)]
 struct Orphans {
-    keyed: Vec<(Key, u64, u64)>,
+    /// How often, and what the action once took, in milliseconds.
+    keyed: HashMap<Key, (u64, u64), KeyHash>,
     /// Of those past [`MAX_ORPHANS`].
     hits: u64,
     time_saved_ms: u64,
@@ -305,8 +306,10 @@ impl Recent {
 
     fn orphan(&self, key: &Key, count: u64, duration_ms: u64) {
         let mut orphans = self.orphans.lock();
-        if orphans.keyed.len() < MAX_ORPHANS {
-            orphans.keyed.push((key.clone(), count, duration_ms));
+        if let Some((presented, _)) = orphans.keyed.get_mut(key) {
+            *presented += count;
+        } else if orphans.keyed.len() < MAX_ORPHANS {
+            orphans.keyed.insert(key.clone(), (count, duration_ms));
         } else {
             orphans.hits += count;
             orphans.time_saved_ms = orphans.time_saved_ms.saturating_add(count.saturating_mul(duration_ms));
@@ -373,7 +376,7 @@ impl Recent {
             gathered.hits += count;
             gathered.time_saved_ms = gathered.time_saved_ms.saturating_add(count.saturating_mul(duration_ms));
         };
-        for (key, count, duration_ms) in orphans.keyed {
+        for (key, (count, duration_ms)) in orphans.keyed {
             add(&key, count, duration_ms);
         }
         for lock in &self.shards {

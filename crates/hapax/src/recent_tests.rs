@@ -15,13 +15,26 @@ fn recent(capacity: usize) -> Recent {
 
 #[test]
 fn presentations_past_the_limit_of_keys_are_still_counted() {
-    let (recent, entry) = (recent(0), entry("key", 1, 1, None));
-    for _ in 0..MAX_ORPHANS + 3 {
-        recent.hit_elsewhere(&entry);
+    let recent = recent(0);
+    for n in 0..MAX_ORPHANS + 3 {
+        recent.hit_elsewhere(&entry(&format!("key-{n}"), 1, 1, None));
     }
     let gathered = recent.gather();
     let all = MAX_ORPHANS as u64 + 3;
     assert_eq!((gathered.presented.len(), gathered.hits, gathered.time_saved_ms), (MAX_ORPHANS, all, 7 * all));
+}
+
+#[test]
+fn presentations_of_one_key_are_written_once() {
+    let (recent, one, other) = (recent(0), entry("one", 1, 1, None), entry("other", 1, 1, None));
+    for _ in 0..5 {
+        recent.hit_elsewhere(&one);
+    }
+    recent.hit_elsewhere(&other);
+    let mut gathered = recent.gather();
+    gathered.presented.sort_unstable_by_key(|(_, count)| *count);
+    assert_eq!(gathered.presented, [(other.key.clone(), 1), (one.key.clone(), 5)]);
+    assert_eq!((gathered.hits, gathered.time_saved_ms), (6, 42));
 }
 
 /// Keys of one shard.

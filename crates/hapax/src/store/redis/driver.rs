@@ -312,6 +312,10 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
                     }
                     Value::BulkString(bytes) if bytes == b"?" => Err(passed_by(&topology.location)),
                     Value::BulkString(bytes) => Ok(bytes),
+                    Value::Array(parts) => match parts.as_slice() {
+                        [Value::BulkString(head), Value::BulkString(record)] => Ok([&head[..], record].concat()),
+                        _ => Err(odd("the server gave an answer in parts that hapax does not know".into())),
+                    },
                     other => {
                         let said: String = format!("{other:?}").chars().take(40).collect();
                         Err(odd(format!("the server gave an answer that hapax does not know ({said})")))

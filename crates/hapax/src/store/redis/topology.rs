@@ -118,7 +118,8 @@ impl Topology {
 
     /// Takes the time from an answer that begins with it.
     pub(super) fn learn(&self, answer: Option<&Value>, asked: Asked) {
-        if let Some(Value::BulkString(bytes)) = answer
+        let head = if let Some(Value::Array(parts)) = answer { parts.first() } else { answer };
+        if let Some(Value::BulkString(bytes)) = head
             && let Some((b'X' | b'R', rest)) = bytes.split_first()
             && let Some(millis) = rest.get(..15).and_then(digits).and_then(|millis| i64::try_from(millis).ok())
         {
