@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,7 +22,7 @@ const PORT_TRIES: usize = 5;
 pub struct RedisConfig {
     args: Vec<String>,
     password: Option<String>,
-    tls: bool,
+    tls: Option<Arc<Certificates>>,
     clock: Option<i64>,
 }
 
@@ -74,11 +75,48 @@ impl RedisConfig {
         self.set("requirepass", password).set("masterauth", password)
     }
 
-    /// TLS alone, with a certificate for `localhost` by an authority of its own.
+    /// TLS for clients, on a port of its own, and between the servers.
     #[must_use]
-    pub fn tls(mut self) -> Self {
-        self.tls = true;
-        self
+    pub fn tls(mut self, certificates: &Arc<Certificates>) -> Self {
+        self.tls = Some(certificates.clone());
+        self.set("tls-replication", "yes")
+    }
+}
+
+/// An authority, and a certificate of it.
+#[derive(Debug)]
+pub struct Certificates {
+    dir: TempDir,
+}
+
+impl Certificates {
+    /// For names as OpenSSL takes them: `DNS:localhost`, `IP:127.0.0.1`.
+    ///
+    /// # Errors
+    /// When `openssl` is not installed or refuses.
+    pub fn of(names: &str) -> Result<Arc<Self>> {
+        let dir = TempDir::new()?;
+        certificates(dir.path(), names)?;
+        Ok(Arc::new(Self { dir }))
+    }
+
+    /// The authority's certificate.
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.dir.path().join("ca.crt")
+    }
+
+    /// As arguments of a server that also listens on this port.
+    fn args(&self, tls_port: u16) -> Vec<String> {
+        let file = |name: &str| self.dir.path().join(name).to_string_lossy().into_owned();
+        let settings = [
+            ("--tls-port", tls_port.to_string()),
+            ("--tls-auth-clients", "no".into()),
+            ("--tls-cert-file", file("server.crt")),
+            ("--tls-key-file", file("server.key")),
+            ("--tls-ca-cert-file", file("ca.crt")),
+        ];
+        settings.into_iter().flat_map(|(name, value)| [name.to_string(), value]).collect()
     }
 }
 
@@ -88,6 +126,8 @@ pub struct RedisServer {
     config: RedisConfig,
     server: Option<Server>,
     port: u16,
+    /// Where clients find it: this port, or with TLS another.
+    client_port: u16,
     dir: TempDir,
 }
 
@@ -99,36 +139,36 @@ impl RedisServer {
     pub fn start(config: RedisConfig) -> Result<Self> {
         let mut last = None;
         for _ in 0..PORT_TRIES {
-            let dir = TempDir::new()?;
-            let mut redis = Self { config: config.clone(), server: None, port: free_port()?, dir };
-            if redis.config.tls {
-                certificates(redis.dir.path())?;
-            }
-            match redis.restart() {
-                Ok(()) => return Ok(redis),
+            let port = free_port()?;
+            let client_port = if config.tls.is_some() { free_port()? } else { port };
+            match Self::on(config.clone(), port, client_port) {
+                Ok(redis) => return Ok(redis),
                 Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| anyhow::anyhow!("no port")))
     }
 
-    /// Its port.
+    fn on(config: RedisConfig, port: u16, client_port: u16) -> Result<Self> {
+        let mut redis = Self { config, server: None, port, client_port, dir: TempDir::new()? };
+        redis.restart()?;
+        Ok(redis)
+    }
+
+    /// Its port, without TLS.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its address for a client, without a password: `redis://127.0.0.1:port`.
+    /// Its address for a client, without a password: `redis://127.0.0.1:port`, or `rediss://localhost:port`.
     #[must_use]
     pub fn url(&self) -> String {
-        if self.config.tls {
-            format!("rediss://localhost:{}", self.port)
-        } else {
-            format!("redis://127.0.0.1:{}", self.port)
-        }
+        let (scheme, host) = if self.config.tls.is_some() { ("rediss", "localhost") } else { ("redis", "127.0.0.1") };
+        format!("{scheme}://{host}:{}", self.client_port)
     }
 
-    /// Where its files are; with TLS also `ca.crt`.
+    /// Where its files are.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -160,23 +200,17 @@ impl RedisServer {
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
         let mut command = Command::new(program());
-        let port = self.port.to_string();
-        if self.config.tls {
-            let file = |name: &str| self.dir.path().join(name).to_string_lossy().into_owned();
-            command.args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"]);
-            command.args(["--tls-cert-file", &file("server.crt"), "--tls-key-file", &file("server.key")]);
-            command.args(["--tls-ca-cert-file", &file("ca.crt")]);
-        } else {
-            command.args(["--port", &port]);
+        command.args(["--port", &self.port.to_string()]);
+        if let Some(tls) = &self.config.tls {
+            command.args(tls.args(self.client_port));
         }
         command.args(["--bind", "127.0.0.1", "--daemonize", "no", "--dir"]).arg(self.dir.path());
         command.args(["--repl-diskless-sync-delay", "0"]).args(&self.config.args);
         if let Some(seconds) = self.config.clock {
             command.env("LD_PRELOAD", clock(self.dir.path())?).env("CLOCK_SHIFT", seconds.to_string());
         }
-        let (port, config) = (self.port, self.config.clone());
-        let ready =
-            move || if config.tls { crate::process::accepts(port) } else { is_ready(port, config.password.as_deref()) };
+        let (port, password) = (self.port, self.config.password.clone());
+        let ready = move || is_ready(port, password.as_deref());
         self.server = Some(Server::start(command, "redis", self.dir.path(), ready)?);
         Ok(())
     }
@@ -200,7 +234,6 @@ impl RedisServer {
     /// # Errors
     /// When there is no answer, or an error.
     pub fn ask(&self, words: &[&str]) -> Result<String> {
-        ensure!(!self.config.tls, "only without TLS");
         ask(self.port, self.config.password.as_deref(), words)
     }
 }
@@ -297,6 +330,14 @@ impl RedisCluster {
         Self::with(RedisConfig::new())
     }
 
+    /// The same over TLS, between the nodes too.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn with_tls(certificates: &Arc<Certificates>) -> Result<Self> {
+        Self::with(RedisConfig::new().tls(certificates).set("tls-cluster", "yes"))
+    }
+
     /// Three primaries with a replica each, which may take over however old what it has is.
     ///
     /// # Errors
@@ -306,7 +347,7 @@ impl RedisCluster {
         let mut cluster = Self::with(config.clone())?;
         for primary in &cluster.nodes {
             let replica = Self::node(config.clone())?;
-            replica.ask(&["CLUSTER", "MEET", "127.0.0.1", &primary.port.to_string()])?;
+            replica.ask(&["CLUSTER", "MEET", "127.0.0.1", &primary.client_port.to_string()])?;
             let id = primary.ask(&["CLUSTER", "MYID"])?;
             eventually("a replica that knows its primary", || replica.ask(&["CLUSTER", "REPLICATE", &id]).is_ok())?;
             cluster.replicas.push(replica);
@@ -326,12 +367,13 @@ impl RedisCluster {
         let config = config.set("cluster-enabled", "yes").set("cluster-node-timeout", "2000");
         // The bus listens 10 000 above the port.
         for _ in 0..50 {
-            let port = free_port()?;
-            if port < 55_000 && std::net::TcpListener::bind(local(port + 10_000)).is_ok() {
-                let mut redis = RedisServer { config: config.clone(), server: None, port, dir: TempDir::new()? };
-                if redis.restart().is_ok() {
-                    return Ok(redis);
-                }
+            let client_port = free_port()?;
+            let port = if config.tls.is_some() { free_port()? } else { client_port };
+            if client_port < 55_000
+                && std::net::TcpListener::bind(local(client_port + 10_000)).is_ok()
+                && let Ok(redis) = RedisServer::on(config.clone(), port, client_port)
+            {
+                return Ok(redis);
             }
         }
         bail!("no ports for a cluster's node")
@@ -351,7 +393,7 @@ impl RedisCluster {
         if let Some((first, others)) = nodes.split_first() {
             for (epoch, node) in others.iter().enumerate() {
                 node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(epoch + 2).to_string()])?;
-                first.ask(&["CLUSTER", "MEET", "127.0.0.1", &node.port.to_string()])?;
+                first.ask(&["CLUSTER", "MEET", "127.0.0.1", &node.client_port.to_string()])?;
             }
         }
         let cluster = Self { nodes, replicas: Vec::new() };
@@ -367,8 +409,9 @@ impl RedisCluster {
     /// Its address for a client.
     #[must_use]
     pub fn url(&self) -> String {
-        let hosts: Vec<String> = self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.port)).collect();
-        format!("redis+cluster://{}", hosts.join(","))
+        let hosts: Vec<String> = self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.client_port)).collect();
+        let is_tls = self.nodes.iter().any(|n| n.config.tls.is_some());
+        format!("{}+cluster://{}", if is_tls { "rediss" } else { "redis" }, hosts.join(","))
     }
 
     /// Moves a slot, with what it holds, from one node to another; numbers are those of `nodes`.
@@ -388,7 +431,7 @@ impl RedisCluster {
             if key.is_empty() {
                 break;
             }
-            from.ask(&["MIGRATE", "127.0.0.1", &to.port.to_string(), &key, "0", "5000"])?;
+            from.ask(&["MIGRATE", "127.0.0.1", &to.client_port.to_string(), &key, "0", "5000"])?;
         }
         for node in &self.nodes {
             node.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &target])?;
@@ -402,8 +445,15 @@ impl RedisCluster {
 pub struct RedisSentinels {
     /// The primary at first, then the replica.
     pub servers: Vec<RedisServer>,
-    sentinels: Vec<(Server, u16)>,
+    sentinels: Vec<Sentinel>,
     _dir: TempDir,
+}
+
+#[derive(Debug)]
+struct Sentinel {
+    _server: Server,
+    port: u16,
+    client_port: u16,
 }
 
 /// The name that the Sentinels know the primary by.
@@ -417,31 +467,35 @@ impl RedisSentinels {
     pub fn start(config: RedisConfig) -> Result<Self> {
         let primary = RedisServer::start(config.clone())?;
         let password = config.password.clone();
-        let replica = RedisServer::start(config.replica_of(primary.port))?;
+        let tls = config.tls.clone();
+        let replica = RedisServer::start(config.replica_of(primary.client_port))?;
         let dir = TempDir::new()?;
         let mut sentinels = Vec::new();
         for number in 0..3 {
             let port = free_port()?;
+            let client_port = if tls.is_some() { free_port()? } else { port };
             let file: PathBuf = dir.path().join(format!("sentinel-{number}.conf"));
             let auth = password.as_ref().map_or_else(String::new, |p| format!("sentinel auth-pass {PRIMARY} {p}\n"));
             let text = format!(
                 "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {PRIMARY} 127.0.0.1 {} 2\n{auth}\
                  sentinel down-after-milliseconds {PRIMARY} 700\nsentinel failover-timeout {PRIMARY} 3000\n",
                 dir.path().display(),
-                primary.port
+                primary.client_port
             );
             std::fs::write(&file, text)?;
             let mut command = Command::new(program());
             command.arg(&file).arg("--sentinel");
+            if let Some(tls) = &tls {
+                command.args(tls.args(client_port)).args(["--tls-replication", "yes"]);
+            }
             let server = Server::start(command, &format!("sentinel-{number}"), dir.path(), || is_ready(port, None))?;
-            sentinels.push((server, port));
+            sentinels.push(Sentinel { _server: server, port, client_port });
         }
         let group = Self { servers: vec![primary, replica], sentinels, _dir: dir };
         eventually("three Sentinels and a replica in step", || {
-            group.sentinels.iter().all(|(_, port)| {
-                let count =
-                    |what: &str| ask(*port, None, &["SENTINEL", "CKQUORUM", PRIMARY]).is_ok_and(|a| a.contains(what));
-                count("OK 3 usable Sentinels")
+            group.sentinels.iter().all(|sentinel| {
+                let quorum = ask(sentinel.port, None, &["SENTINEL", "CKQUORUM", PRIMARY]);
+                quorum.is_ok_and(|answer| answer.contains("OK 3 usable Sentinels"))
             }) && group
                 .servers
                 .get(1)
@@ -452,7 +506,7 @@ impl RedisSentinels {
             group
                 .sentinels
                 .iter()
-                .all(|(_, port)| ask(*port, None, &["SENTINEL", "REPLICAS", PRIMARY]).is_ok_and(|a| a == "1"))
+                .all(|s| ask(s.port, None, &["SENTINEL", "REPLICAS", PRIMARY]).is_ok_and(|a| a == "1"))
         })?;
         Ok(group)
     }
@@ -460,17 +514,18 @@ impl RedisSentinels {
     /// Their address for a client.
     #[must_use]
     pub fn url(&self) -> String {
-        let hosts: Vec<String> = self.sentinels.iter().map(|(_, port)| format!("127.0.0.1:{port}")).collect();
-        format!("redis+sentinel://{}/{PRIMARY}", hosts.join(","))
+        let hosts: Vec<String> = self.sentinels.iter().map(|s| format!("127.0.0.1:{}", s.client_port)).collect();
+        let is_tls = self.servers.iter().any(|s| s.config.tls.is_some());
+        format!("{}+sentinel://{}/{PRIMARY}", if is_tls { "rediss" } else { "redis" }, hosts.join(","))
     }
 
-    /// The port of the server that the Sentinels call primary.
+    /// The port, as clients have it, of the server that the Sentinels call primary.
     ///
     /// # Errors
     /// When no Sentinel answers.
     pub fn primary(&self) -> Result<u16> {
-        for (_, port) in &self.sentinels {
-            if let Ok(info) = ask(*port, None, &["INFO", "sentinel"])
+        for sentinel in &self.sentinels {
+            if let Ok(info) = ask(sentinel.port, None, &["INFO", "sentinel"])
                 && let Some(address) = info.split("address=127.0.0.1:").nth(1)
                 && let Some(port) = address.split(',').next().and_then(|p| p.parse().ok())
             {
@@ -486,26 +541,26 @@ impl RedisSentinels {
     /// When none does.
     pub fn fail_over(&mut self) -> Result<()> {
         let old = self.primary()?;
-        for server in self.servers.iter_mut().filter(|s| s.port == old) {
+        for server in self.servers.iter_mut().filter(|s| s.client_port == old) {
             server.kill()?;
         }
         eventually("a failover", || {
-            self.primary().is_ok_and(|now| {
-                now != old && ask(now, None, &["INFO", "replication"]).is_ok_and(|i| i.contains("role:master"))
-            })
+            let now = self.primary().ok().filter(|now| *now != old);
+            let server = self.servers.iter().find(|s| Some(s.client_port) == now);
+            server.is_some_and(|s| s.ask(&["INFO", "replication"]).is_ok_and(|i| i.contains("role:master")))
         })
     }
 }
 
-/// An authority (`ca.crt`) and a certificate of it for `localhost`.
-fn certificates(dir: &Path) -> Result<()> {
+/// An authority (`ca.crt`) and a certificate of it for these names.
+fn certificates(dir: &Path, names: &str) -> Result<()> {
     let openssl = |args: &[&str]| -> Result<()> {
         let output =
             Command::new("openssl").args(args).current_dir(dir).output().context("openssl is not installed")?;
         ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     };
-    std::fs::write(dir.join("names"), "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n")?;
+    std::fs::write(dir.join("names"), format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\n"))?;
     let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     openssl(
         &[

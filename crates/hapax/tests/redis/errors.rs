@@ -12,7 +12,7 @@ use hapax_servers::redis::{RedisCluster, RedisConfig, RedisSentinels, RedisServe
 
 use crate::common::{begin, log, open, run, server};
 
-async fn refused(url: &str) -> String {
+pub async fn refused(url: &str) -> String {
     let error = match RedisOptions::from_url(url) {
         Ok(options) => RedisStore::open(options).await.map(|_| ()).unwrap_err(),
         Err(error) => error,
@@ -22,7 +22,7 @@ async fn refused(url: &str) -> String {
     text
 }
 
-fn says(text: &str, parts: &[&str]) {
+pub fn says(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
     }
@@ -194,22 +194,4 @@ fn any_executor_and_none_can_call_it() {
     let store = run(open(&redis.url()));
     std::thread::sleep(Duration::from_millis(20));
     run(async { assert!(matches!(store.begin(begin("k")).await.unwrap(), Begun::Started { .. })) });
-}
-
-#[cfg(feature = "redis-tls")]
-#[test]
-fn tls_is_spoken_and_a_certificate_that_does_not_fit_is_refused() {
-    let redis = RedisServer::start(RedisConfig::new().tls()).unwrap();
-    let plain = server();
-    run(async {
-        let ca = redis.dir().join("ca.crt");
-        let trusting = format!("{}?tls_ca={}", redis.url(), ca.display());
-        let store = open(&trusting).await;
-        assert!(matches!(store.begin(begin("k")).await.unwrap(), Begun::Started { .. }));
-        says(&refused(&redis.url()).await, &["certificate", "tls_ca=FILE"]);
-        says(&refused(&trusting.replace("localhost", "127.0.0.1")).await, &["certificate", "host name"]);
-        says(&refused(&format!("{}?tls_ca=/no/such/file", redis.url())).await, &["/no/such/file", "cannot be read"]);
-        says(&refused(&format!("rediss://127.0.0.1:{}", plain.port())).await, &["TLS"]);
-        says(&refused(&redis.url().replace("rediss", "redis")).await, &["rediss:"]);
-    });
 }

@@ -236,8 +236,14 @@ fn a_process_that_goes_on_after_all_was_flushed_notices_and_keeps_to_the_layout_
 #[test]
 fn a_slot_that_moves_while_it_is_used_takes_its_records_along() {
     let cluster = RedisCluster::start().unwrap();
+    let url = cluster.url();
+    moves_a_slot_in_use(cluster, &url);
+}
+
+/// The address may carry options.
+pub fn moves_a_slot_in_use(cluster: RedisCluster, url: &str) {
     run(async {
-        let store = open(&cluster.url()).await;
+        let store = open(url).await;
         for n in 0..100 {
             record(&store, &format!("k{n}"), Ttl::Never).await;
         }

@@ -9,4 +9,6 @@ mod errors;
 mod index;
 mod outages;
 mod smoke;
+#[cfg(feature = "redis-tls")]
+mod tls;
 mod waiting;

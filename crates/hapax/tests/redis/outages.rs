@@ -237,9 +237,14 @@ fn five_hundred_callers_at_once_are_served() {
 
 #[test]
 fn a_failover_under_load_goes_on_and_loses_only_what_the_replica_had_not_got() {
-    let mut group = RedisSentinels::start(RedisConfig::new()).unwrap();
+    let group = RedisSentinels::start(RedisConfig::new()).unwrap();
+    let url = format!("{}?command_timeout=10s", group.url());
+    goes_on_after_a_failover(group, &url);
+}
+
+pub fn goes_on_after_a_failover(mut group: RedisSentinels, url: &str) {
     run(async {
-        let (load, _hapax) = Load::start(&format!("{}?command_timeout=10s", group.url())).await;
+        let (load, _hapax) = Load::start(url).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         let killed = Instant::now();
         let group = tokio::task::spawn_blocking(move || group.fail_over().map(|()| group)).await.unwrap().unwrap();
