@@ -72,7 +72,7 @@ fn main() -> Result<()> {
     println!("{table}");
     eprintln!("Written to {}.", cli.out.display());
     if cli.readme {
-        into_readme(&table, &plots)?;
+        into_readme(&report.folded(), &plots)?;
     }
     Ok(())
 }

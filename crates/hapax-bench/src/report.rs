@@ -122,6 +122,23 @@ impl Report {
     }
 
     pub fn markdown(&self) -> String {
+        let notes = self.notes();
+        format!("{}{}{notes}", self.table(), if notes.is_empty() { "" } else { "\n" })
+    }
+
+    /// The same for a page that has more to say: the notes are unfolded by who wants them.
+    pub fn folded(&self) -> String {
+        let (table, notes) = (self.table(), self.notes());
+        format!(
+            "{table}\n<details><summary>What the rows are, and the processor time</summary>\n\n{notes}\n</details>\n"
+        )
+    }
+
+    fn notes(&self) -> String {
+        self.notes.iter().map(|note| format!("- {note}\n")).collect()
+    }
+
+    fn table(&self) -> String {
         let mut out = String::new();
         let quick = if self.quick { " A quick run: the figures mean little." } else { "" };
         let _ = writeln!(out, "Measured {} on {}.{quick}\n", self.date, self.machine);
@@ -145,12 +162,6 @@ impl Report {
                 row.theirs.name,
                 figure(&row.theirs),
             );
-        }
-        if !self.notes.is_empty() {
-            out.push('\n');
-        }
-        for note in &self.notes {
-            let _ = writeln!(out, "- {note}");
         }
         out
     }
