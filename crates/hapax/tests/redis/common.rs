@@ -15,6 +15,13 @@ pub fn run<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test)
 }
 
+/// How many calls of scripts it has had.
+pub fn script_calls(redis: &RedisServer) -> u64 {
+    let info = redis.ask(&["INFO", "commandstats"]).unwrap();
+    let calls = |line: &str| line.strip_prefix("cmdstat_evalsha:")?.split(['=', ',']).nth(1)?.parse().ok();
+    info.lines().find_map(calls).unwrap_or(0)
+}
+
 pub fn server() -> RedisServer {
     RedisServer::start(RedisConfig::new()).unwrap()
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use hapax::store::{Begun, End, Ended, Filter, Store};
+use hapax::store::{Begun, Counters, End, Ended, Filter, Store};
 use hapax::{Json, State, Ttl};
 
-use crate::common::{begin, key, ns, open, run, server};
+use crate::common::{begin, key, ns, open, run, script_calls, server};
 
 #[test]
 fn a_record_begins_ends_is_found_and_goes() {
@@ -41,5 +41,25 @@ fn a_record_begins_ends_is_found_and_goes() {
         assert_eq!(store.clear(ns()).await.unwrap(), 1);
         assert!(store.get(ns(), key("a")).await.unwrap().is_none());
         store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn presentations_of_many_keys_share_a_few_calls() {
+    let redis = server();
+    run(async {
+        let store = open(&redis.url()).await;
+        for n in 0..200 {
+            assert!(matches!(store.begin(begin(&format!("k{n}"))).await.unwrap(), Begun::Started { .. }));
+        }
+        let before = script_calls(&redis);
+        let presented = (0..200).map(|n| (key(&format!("k{n}")), 3)).collect();
+        store.count(ns(), Counters::default(), presented).await.unwrap();
+        let calls = script_calls(&redis) - before;
+        assert!((1..20).contains(&calls), "{calls} calls");
+        for n in 0..200 {
+            let record = store.get(ns(), key(&format!("k{n}"))).await.unwrap().unwrap();
+            assert_eq!(record.attempt_count, 4, "k{n}");
+        }
     });
 }

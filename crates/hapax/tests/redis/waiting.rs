@@ -7,7 +7,7 @@ use hapax::{Action, State};
 use hapax_servers::process::local;
 use hapax_servers::proxy::Proxy;
 
-use crate::common::{begin, complete, key, manager, ns, open, run, server};
+use crate::common::{begin, complete, key, manager, ns, open, run, script_calls, server};
 
 /// Seconds of the server's clock.
 fn server_millis(redis: &hapax_servers::redis::RedisServer) -> i64 {
@@ -119,23 +119,14 @@ fn hot_keys_are_replayed_from_memory_and_a_removal_elsewhere_is_seen_within_a_se
         let (here, there) = (manager(&redis.url()).await, manager(&redis.url()).await);
         let action = Action::new("send", "mail").signal("s");
         let until = Instant::now() + Duration::from_secs(5);
-        let commands = || -> u64 {
-            let info = redis.ask(&["INFO", "commandstats"]).unwrap();
-            let of = |name: &str| {
-                info.lines()
-                    .find_map(|l| l.strip_prefix(name)?.split(['=', ',']).nth(1)?.parse::<u64>().ok())
-                    .unwrap_or(0)
-            };
-            of("cmdstat_evalsha:")
-        };
         loop {
             here.execute(&action, |_| async { Ok(1) }).await.unwrap();
-            let before = commands();
+            let before = script_calls(&redis);
             for _ in 0..1000 {
                 assert!(here.execute(&action, |_| async { Ok(2) }).await.unwrap().is_replay());
             }
             // The statistics may be flushed in between; replays as such ask nothing.
-            if commands() - before < 50 {
+            if script_calls(&redis) - before < 50 {
                 break;
             }
             assert!(Instant::now() < until, "nothing is remembered");

@@ -31,7 +31,7 @@ pub(super) const QUEUE_LIMIT: usize = 65_536;
 /// The most bytes that they hold; a single larger one is taken in when nothing else waits.
 const QUEUE_BYTES: usize = 256 << 20;
 /// The most operations in one script call, so that none holds the server for long.
-const GROUP_LIMIT: usize = 64;
+pub(super) const GROUP_LIMIT: usize = 64;
 /// The most bytes in one script call, if it has several operations.
 const GROUP_BYTES: usize = 512 << 10;
 /// The most calls under way for one bucket.
@@ -185,9 +185,9 @@ impl Lane {
         let (mut group, mut bytes) = (Vec::new(), 0);
         while let Some(item) = self.waiting.front() {
             let too_many = group.len() >= GROUP_LIMIT || (bytes > 0 && bytes + item.size > GROUP_BYTES);
-            // What must not be sent twice goes alone, lest it keep others from being sent again.
-            let alone = |item: &Item| item.op.resend == Resend::Never;
-            if too_many || (!group.is_empty() && (alone(item) || group.last().is_some_and(alone))) {
+            // What must not be sent twice keeps nothing else from being sent again.
+            let goes_with = |other: &Item| item.op.resend == other.op.resend && item.op.resend != Resend::Never;
+            if too_many || group.last().is_some_and(|last| !goes_with(last)) {
                 break;
             }
             bytes += item.size;
@@ -276,7 +276,7 @@ async fn call(topology: Arc<Topology>, group: Vec<Item>, load: Arc<Load>, lane: 
     }
     let Some(first) = group.first() else { return lane };
     let bucket = first.bucket.clone();
-    let resend = if group.iter().all(|i| i.op.resend == Resend::Safe) { Resend::Safe } else { Resend::Never };
+    let resend = first.op.resend;
     let make = |how: How| -> Cmd {
         let mut cmd = TRANSITION.call(group.len() + 4, how);
         cmd.arg(&bucket.index).arg(&bucket.epoch).arg(&bucket.log).arg(&bucket.removals);

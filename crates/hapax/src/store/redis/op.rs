@@ -19,6 +19,8 @@ pub(super) enum Resend {
     Safe,
     /// A second time would do more than the first.
     Never,
+    /// The same, and it may be lost: many share a call, and its fate.
+    Forget,
 }
 
 #[derive(Clone, Debug)]
@@ -192,7 +194,7 @@ impl Op {
 
     pub(super) fn presented(key: String, count: u64) -> Self {
         let args = [Arg::Text(count.min(1 << 52).to_string())];
-        Self { resend: Resend::Never, is_write: false, ..Self::new("P", key, args) }
+        Self { resend: Resend::Forget, is_write: false, ..Self::new("P", key, args) }
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::Shared;
+use super::driver::GROUP_LIMIT;
 use super::fold;
 use super::op::Op;
 use super::query::{CHUNK, PLACE, ask, each, number, read, texts};
@@ -36,7 +37,8 @@ pub(super) async fn count(
         };
         ask(shared, space.counters_slot, &make).await?;
     }
-    for some in presented.chunks(1024) {
+    // A call's worth at a time: what callers wait for goes between.
+    for some in presented.chunks(GROUP_LIMIT) {
         let mut asked = Vec::with_capacity(some.len());
         for (key, count) in some {
             let (bucket, record) = shared.place(space, key)?;

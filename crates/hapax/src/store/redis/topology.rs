@@ -298,7 +298,7 @@ impl Topology {
                 Failure::Unsent(_) => false,
                 Failure::Unknown(_) => {
                     how.sent_before = true;
-                    request.resend == Resend::Never
+                    request.resend != Resend::Safe
                 }
             };
             // The first time at once: an idle connection that was closed costs one try.
