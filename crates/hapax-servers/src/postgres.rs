@@ -125,10 +125,11 @@ struct Janitor {
 
 impl Janitor {
     fn watch(dir: &Path) -> Result<Self> {
-        // The first line of `postmaster.pid` is the server's process id.
+        // The first line of `postmaster.pid` is the server's process id. PgBouncer does not mind SIGQUIT where a shell
+        // had it ignored, and has nothing to lose.
         const SCRIPT: &str = "read -r _; \
-            for f in \"$1\"/data/postmaster.pid \"$1\"/pgbouncer.pid; do \
-              if [ -f \"$f\" ]; then kill -QUIT \"$(head -n 1 \"$f\")\" 2>/dev/null; fi; done; \
+            end() { if [ -f \"$2\" ]; then kill \"$1\" \"$(head -n 1 \"$2\")\" 2>/dev/null; fi; }; \
+            end -QUIT \"$1/data/postmaster.pid\"; end -KILL \"$1/pgbouncer.pid\"; \
             i=0; while [ $i -lt 100 ]; do i=$((i+1)); \
               rm -rf \"$1\" 2>/dev/null; [ -e \"$1\" ] || exit 0; sleep 0.1; done";
         let mut child = Command::new("sh")
