@@ -81,6 +81,16 @@ impl RedisConfig {
         self.tls = Some(certificates.clone());
         self.set("tls-replication", "yes")
     }
+
+    /// A free port, and one for clients: with TLS another, else the same.
+    fn ports(&self) -> Result<(u16, u16)> {
+        let port = free_port()?;
+        Ok((port, if self.tls.is_some() { free_port()? } else { port }))
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "rediss" } else { "redis" }
+    }
 }
 
 /// An authority, and a certificate of it.
@@ -139,8 +149,7 @@ impl RedisServer {
     pub fn start(config: RedisConfig) -> Result<Self> {
         let mut last = None;
         for _ in 0..PORT_TRIES {
-            let port = free_port()?;
-            let client_port = if config.tls.is_some() { free_port()? } else { port };
+            let (port, client_port) = config.ports()?;
             match Self::on(config.clone(), port, client_port) {
                 Ok(redis) => return Ok(redis),
                 Err(error) => last = Some(error),
@@ -164,8 +173,8 @@ impl RedisServer {
     /// Its address for a client, without a password: `redis://127.0.0.1:port`, or `rediss://localhost:port`.
     #[must_use]
     pub fn url(&self) -> String {
-        let (scheme, host) = if self.config.tls.is_some() { ("rediss", "localhost") } else { ("redis", "127.0.0.1") };
-        format!("{scheme}://{host}:{}", self.client_port)
+        let host = if self.config.tls.is_some() { "localhost" } else { "127.0.0.1" };
+        format!("{}://{host}:{}", self.config.scheme(), self.client_port)
     }
 
     /// Where its files are.
@@ -367,8 +376,7 @@ impl RedisCluster {
         let config = config.set("cluster-enabled", "yes").set("cluster-node-timeout", "2000");
         // The bus listens 10 000 above the port.
         for _ in 0..50 {
-            let client_port = free_port()?;
-            let port = if config.tls.is_some() { free_port()? } else { client_port };
+            let (port, client_port) = config.ports()?;
             if client_port < 55_000
                 && std::net::TcpListener::bind(local(client_port + 10_000)).is_ok()
                 && let Ok(redis) = RedisServer::on(config.clone(), port, client_port)
@@ -410,8 +418,8 @@ impl RedisCluster {
     #[must_use]
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.nodes.iter().map(|n| format!("127.0.0.1:{}", n.client_port)).collect();
-        let is_tls = self.nodes.iter().any(|n| n.config.tls.is_some());
-        format!("{}+cluster://{}", if is_tls { "rediss" } else { "redis" }, hosts.join(","))
+        let scheme = self.nodes.first().map_or("redis", |n| n.config.scheme());
+        format!("{scheme}+cluster://{}", hosts.join(","))
     }
 
     /// Moves a slot, with what it holds, from one node to another; numbers are those of `nodes`.
@@ -466,16 +474,14 @@ impl RedisSentinels {
     /// When a server does not start, or they do not come together.
     pub fn start(config: RedisConfig) -> Result<Self> {
         let primary = RedisServer::start(config.clone())?;
-        let password = config.password.clone();
-        let tls = config.tls.clone();
-        let replica = RedisServer::start(config.replica_of(primary.client_port))?;
+        let replica = RedisServer::start(config.clone().replica_of(primary.client_port))?;
         let dir = TempDir::new()?;
         let mut sentinels = Vec::new();
         for number in 0..3 {
-            let port = free_port()?;
-            let client_port = if tls.is_some() { free_port()? } else { port };
+            let (port, client_port) = config.ports()?;
             let file: PathBuf = dir.path().join(format!("sentinel-{number}.conf"));
-            let auth = password.as_ref().map_or_else(String::new, |p| format!("sentinel auth-pass {PRIMARY} {p}\n"));
+            let password = config.password.as_ref();
+            let auth = password.map_or_else(String::new, |p| format!("sentinel auth-pass {PRIMARY} {p}\n"));
             let text = format!(
                 "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {PRIMARY} 127.0.0.1 {} 2\n{auth}\
                  sentinel down-after-milliseconds {PRIMARY} 700\nsentinel failover-timeout {PRIMARY} 3000\n",
@@ -485,7 +491,7 @@ impl RedisSentinels {
             std::fs::write(&file, text)?;
             let mut command = Command::new(program());
             command.arg(&file).arg("--sentinel");
-            if let Some(tls) = &tls {
+            if let Some(tls) = &config.tls {
                 command.args(tls.args(client_port)).args(["--tls-replication", "yes"]);
             }
             let server = Server::start(command, &format!("sentinel-{number}"), dir.path(), || is_ready(port, None))?;
@@ -515,8 +521,8 @@ impl RedisSentinels {
     #[must_use]
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self.sentinels.iter().map(|s| format!("127.0.0.1:{}", s.client_port)).collect();
-        let is_tls = self.servers.iter().any(|s| s.config.tls.is_some());
-        format!("{}+sentinel://{}/{PRIMARY}", if is_tls { "rediss" } else { "redis" }, hosts.join(","))
+        let scheme = self.servers.first().map_or("redis", |s| s.config.scheme());
+        format!("{scheme}+sentinel://{}/{PRIMARY}", hosts.join(","))
     }
 
     /// The port, as clients have it, of the server that the Sentinels call primary.

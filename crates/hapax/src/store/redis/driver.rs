@@ -180,7 +180,7 @@ struct Lane {
 }
 
 impl Lane {
-    /// What goes into the next call.
+    /// What goes into the next call: operations that may all be sent again, or none of which may.
     fn group(&mut self) -> Vec<Item> {
         let (mut group, mut bytes) = (Vec::new(), 0);
         while let Some(item) = self.waiting.front() {

@@ -1,8 +1,8 @@
 //! Operations as the transition script takes them, and what its answers mean.
 //!
 //! Invariant: every operation that is sent again after its answer was lost does what it did the first time, or
-//! nothing: by its attempt id, by a fresh id made for it, or because it is not sent again at all ([`Resend::Never`]). What
-//! it then finds is told only if that is true whichever time did the work; else the script answers `?`.
+//! nothing: by its attempt id, by a fresh id made for it, or because it is not sent again at all ([`Resend::Never`],
+//! [`Resend::Forget`]). What it then finds is told only if that is true whichever time did the work; else the script answers `?`.
 
 use std::sync::Arc;
 

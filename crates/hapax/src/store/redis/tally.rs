@@ -39,7 +39,6 @@ pub(super) async fn count(
     }
     // A call's worth at a time: what callers wait for goes between.
     for some in presented.chunks(GROUP_LIMIT) {
-        let mut in_reach = true;
         let mut asked = Vec::with_capacity(some.len());
         for (key, count) in some {
             let (bucket, record) = shared.place(space, key)?;
@@ -53,12 +52,11 @@ pub(super) async fn count(
             };
             if let Err(error) = answer {
                 tracing::debug!(store = %shared.topology.location, %error, "presentations were not counted");
-                in_reach &= matches!(error, StoreError::Damaged { .. });
+                if !matches!(error, StoreError::Damaged { .. }) {
+                    // Out of reach: the next ones would each wait for the server as long.
+                    return Ok(());
+                }
             }
-        }
-        if !in_reach {
-            // The next ones would each wait for the server as long.
-            break;
         }
     }
     Ok(())
